@@ -1,0 +1,170 @@
+"""A loaded checkpoint that answers, and how to load one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from .backends import Backend, choose
+from .config import GenerationSettings, ModelConfig
+from .errors import BackendError, PromptError, SettingsError
+from .events import Committed, Done, Event, Reply
+from .generation import Generation, Request
+from .hub import resolve
+from .model import DiffusionGemma, VisionAttention
+from .processor import Messages, Processor, Prompt
+from .sampling import Noise, SeededNoise
+from .weights import load as load_weights
+from .weights import shapes, stored_dtype
+from .worker import WORKER
+
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+
+
+class Engine:
+    """A loaded checkpoint that answers. Made by `load`."""
+
+    def __init__(
+        self,
+        *,
+        model: DiffusionGemma,
+        processor: Processor,
+        settings: GenerationSettings,
+        backend: Backend,
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.settings = settings
+        """The checkpoint's own; change a copy per request with `settings.replace`."""
+        self.backend = backend
+
+    @property
+    def config(self) -> ModelConfig:
+        """The checkpoint's shape."""
+        return self.model.config
+
+    def stream(
+        self,
+        messages: Messages | Prompt,
+        *,
+        settings: GenerationSettings | None = None,
+        seed: int = 0,
+        noise: Noise | None = None,
+        cancel: threading.Event | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool = False,
+    ) -> Iterator[Event]:
+        """Answer, reporting every step: `Prefilled`, per block `Draft`s and a `Committed`, `Done`.
+
+        `messages` is a prompt, role/content dicts, token ids or a `Prompt`. `noise` replaces the
+        randomness that `seed` stands for. `cancel` is looked at between steps. Runs on the worker's
+        thread; closing the iterator stops it. Raises `PromptError`, `MediaError` and
+        `SettingsError` at once, before anything runs.
+        """
+        prompt = self.prompt(messages, tools=tools, thinking=thinking)
+        settings = settings or self.settings
+        self._check(prompt, settings)
+        request = Request(
+            prompt=prompt,
+            settings=settings,
+            noise=noise or self.noise(seed),
+            reply=self.processor.reply(thinking_open=prompt.thinking_open),
+        )
+        return WORKER.stream(
+            lambda cancelled: Generation(self.model, self.backend, request, cancelled).events(),
+            cancel,
+        )
+
+    def generate(self, messages: Messages | Prompt, **options: Any) -> Reply:
+        """Answer in one piece. Options and errors as in `stream`."""
+        prompt = self.prompt(
+            messages, tools=options.pop("tools", None), thinking=options.pop("thinking", False)
+        )
+        reply = self.processor.reply(thinking_open=prompt.thinking_open)
+        ids: list[int] = []
+        for event in self.stream(prompt, **options):
+            match event:
+                case Committed():
+                    ids += event.ids
+                    reply.feed(event.ids)
+                case Done(reason=reason, stats=stats):
+                    reply.finish()
+                    return Reply(
+                        text=reply.text,
+                        ids=ids,
+                        reason=reason,
+                        stats=stats,
+                        thought=reply.thought,
+                        tool_calls=reply.tool_calls,
+                    )
+        raise AssertionError("every generation ends with Done")
+
+    def noise(self, seed: int) -> SeededNoise:
+        """The randomness that a seed stands for."""
+        return SeededNoise(
+            seed,
+            vocab=self.config.text.vocab_size,
+            canvas=self.config.canvas_length,
+            backend=self.backend,
+        )
+
+    def prompt(
+        self,
+        messages: Messages | Prompt,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool = False,
+    ) -> Prompt:
+        """Messages as ids and media; a `Prompt` stays as it is. Raises as `stream` does."""
+        if not isinstance(messages, Prompt):
+            return self.processor.encode(messages, tools=tools, thinking=thinking)
+        if tools or thinking:
+            raise PromptError("a Prompt is already encoded; pass tools and thinking to encode.")
+        return messages
+
+    def _check(self, prompt: Prompt, settings: GenerationSettings) -> None:
+        if not prompt.ids:
+            raise PromptError("the prompt is empty; write something.")
+        canvas, context = self.config.canvas_length, self.config.text.max_position_embeddings
+        answer = -(-settings.max_new_tokens // canvas) * canvas
+        if len(prompt.ids) + answer > context:
+            raise PromptError(
+                f"the prompt has {len(prompt.ids)} tokens and the answer may take {answer}; this "
+                f"checkpoint's context is {context}. Shorten the prompt or lower max_new_tokens."
+            )
+        outside = [i for i in settings.eos_token_id if not 0 <= i < self.config.text.vocab_size]
+        if outside:
+            raise SettingsError(f"eos_token_id {outside} is not in the vocabulary; correct it.")
+
+
+def load(
+    name: str,
+    *,
+    backend: str = "auto",
+    dtype: str | None = None,
+    vision_attention: VisionAttention = "sliding",
+    offline: bool = False,
+    revision: str | None = None,
+) -> Engine:
+    """Load a checkpoint: a bundled name ("nano"), a hub repo id, or a folder.
+
+    `dtype` ("float32", "bfloat16", "float16") is chosen by the backend when None. Raises
+    `HubError`, `CheckpointError`, `BackendError` and `MemoryLimitError`.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise BackendError(f"there is no dtype {dtype!r}; choose from {', '.join(DTYPES)}.")
+    folder = resolve(name, offline=offline, revision=revision)
+    config, settings = ModelConfig.load(folder), GenerationSettings.load(folder)
+    processor = Processor(folder, config)
+
+    def build() -> Engine:
+        device = choose(backend)
+        wanted = DTYPES[dtype] if dtype else device.dtype(stored_dtype(shapes(folder)))
+        model = DiffusionGemma(config, device, vision_attention)
+        load_weights(model, config, folder, wanted)
+        return Engine(model=model, processor=processor, settings=settings, backend=device)
+
+    return WORKER.call(build)

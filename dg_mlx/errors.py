@@ -1,0 +1,40 @@
+"""The errors a user can fix. Each message says what is wrong, the value, and the fix.
+
+The command line prints them as one line and exits 1; a traceback means a bug of ours.
+"""
+
+
+class DGError(Exception):
+    """Base of every error that the user can fix."""
+
+
+class CheckpointError(DGError):
+    """A checkpoint's config or weights are missing, broken or of another architecture."""
+
+
+class HubError(DGError):
+    """A model could not be found or fetched."""
+
+
+class SettingsError(DGError):
+    """A generation setting is out of range or unknown."""
+
+
+class PromptError(DGError):
+    """Messages cannot be turned into a prompt, or the prompt is longer than the context."""
+
+
+class MediaError(DGError):
+    """A picture or a video cannot be read."""
+
+
+class BackendError(DGError):
+    """The asked-for device cannot be used here."""
+
+
+class MemoryLimitError(DGError):
+    """A model or a context does not fit into this machine's memory or disk."""
+
+
+class MissingPackageError(DGError):
+    """An optional package is needed; the message names the pip command."""

@@ -1,0 +1,218 @@
+"""DiffusionGemma: prefill writes the cache, denoise reads it and predicts a whole canvas.
+
+Module names are the checkpoint's tensor names. Source of the computation: transformers'
+`models/diffusion_gemma`.
+
+Legend: B batch, S prompt, C chunk, L canvas, V vocabulary, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from dg_mlx.backends import Backend
+from dg_mlx.config import ModelConfig
+
+from .cache import Cache
+from .masks import VisionAttention, denoise_masks, prefill_masks
+from .media import ImagePatches, Media
+from .text import Decoder
+from .vision import VisionEmbedder, VisionTower
+
+CHUNK = 2048
+"""Prompt tokens per prefill pass: bounds masks and activations."""
+
+
+class EncoderLayer(nn.Module):
+    """What the encoder does not share with the decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer_scalar = mx.ones(1)
+
+
+class EncoderText(nn.Module):
+    """Stored as `model.encoder.language_model`."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = [EncoderLayer() for _ in range(layers)]
+
+
+class Encoder(nn.Module):
+    """Stored as `model.encoder`."""
+
+    def __init__(self, config: ModelConfig, backend: Backend) -> None:
+        super().__init__()
+        self.language_model = EncoderText(config.text.num_hidden_layers)
+        if config.vision is not None:
+            self.vision_tower = VisionTower(config.vision, backend)
+            self.embed_vision = VisionEmbedder(config.vision, config.text.hidden_size, backend)
+
+
+class Body(nn.Module):
+    """Stored as `model`."""
+
+    def __init__(self, config: ModelConfig, backend: Backend) -> None:
+        super().__init__()
+        self.decoder = Decoder(config.text, backend)
+        self.encoder = Encoder(config, backend)
+
+
+class DiffusionGemma(nn.Module):
+    """The whole model. `vision_attention`: see `masks.VisionAttention`."""
+
+    def __init__(
+        self, config: ModelConfig, backend: Backend, vision_attention: VisionAttention = "sliding"
+    ) -> None:
+        super().__init__()
+        self.model = Body(config, backend)
+        self.config = config
+        self.vision_attention = vision_attention
+        self._backend = backend
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type of activations."""
+        return self.model.decoder.norm.weight.dtype
+
+    def new_cache(self, reserve: int = 0) -> Cache:
+        """An empty cache; `reserve` tokens are allocated at once when the first arrives."""
+        return Cache(self.config.text, reserve)
+
+    def prefill(
+        self,
+        ids_BS: mx.array,
+        cache: Cache,
+        media: Media | None = None,
+        mask_BS: mx.array | None = None,
+        chunk: int = CHUNK,
+    ) -> None:
+        """Write prompt tokens, or a finished block, into the cache.
+
+        `mask_BS` marks the real tokens of left-padded prompts. The cache is computed on return.
+        """
+        for _ in self.prefill_chunks(ids_BS, cache, media=media, mask_BS=mask_BS, chunk=chunk):
+            pass
+
+    def prefill_chunks(
+        self,
+        ids_BS: mx.array,
+        cache: Cache,
+        *,
+        media: Media | None = None,
+        mask_BS: mx.array | None = None,
+        chunk: int = CHUNK,
+    ) -> Iterator[int]:
+        """As `prefill`, yielding the number of tokens done after each chunk."""
+        length = ids_BS.shape[1]
+        images = media.images if media is not None else ()
+        for start, end in _chunks(length, chunk, images):
+            self._prefill_chunk(
+                ids_BS[:, start:end],
+                cache,
+                [(i, i.start - start) for i in images if start <= i.start < end],
+                None if mask_BS is None else mask_BS[:, start:end],
+            )
+            mx.eval(cache.arrays)  # bounds the graph: a chunk's activations are freed here
+            yield end
+
+    def _prefill_chunk(
+        self,
+        ids_BC: mx.array,
+        cache: Cache,
+        images: Sequence[tuple[ImagePatches, int]],
+        mask_BC: mx.array | None,
+    ) -> None:
+        batch, count = ids_BC.shape
+        x = self._embed(ids_BC)
+        image_BC = np.full((batch, count), -1, np.int32)
+        for number, (image, at) in enumerate(images):
+            x[image.row, at : at + image.tokens] = self.image_features(image).astype(x.dtype)
+            image_BC[image.row, at : at + image.tokens] = number
+        before = cache.tokens
+        cache.extend(count, mask_BC, batch)
+        both_ways = bool(images) and self.config.text.vision_bidirectional
+        masks = prefill_masks(
+            before,
+            count,
+            window=self.config.text.sliding_window,
+            image_BC=mx.array(image_BC) if both_ways else None,
+            real_BS=cache.real_BS,
+            vision=self.vision_attention,
+        )
+        scalars = [layer.layer_scalar for layer in self.model.encoder.language_model.layers]
+        self.model.decoder.encode(x, cache, masks, scalars, before)
+
+    def image_features(self, image: ImagePatches) -> mx.array:
+        """(soft tokens, H): one picture in the text layers' space."""
+        encoder = self.model.encoder
+        features = encoder.vision_tower(mx.array(image.pixels_PC), image.grid)
+        return encoder.embed_vision(features)
+
+    def denoise(
+        self,
+        canvas_BL: mx.array,
+        cache: Cache,
+        self_conditioning_BLV: mx.array | None = None,
+        mask_BS: mx.array | None = None,
+    ) -> mx.array:
+        """Logits (B, L, V) of a canvas behind the cache, fp32, soft-capped.
+
+        `self_conditioning_BLV` is the previous step's temperature-scaled logits; None at a block's
+        first step. `mask_BS` marks the real tokens of the whole cache, when it differs from what
+        prefill was told. The cache stays as it is.
+        """
+        decoder, backend = self.model.decoder, self._backend
+        signal = None
+        if self_conditioning_BLV is not None:
+            p = backend.probabilities(self_conditioning_BLV).astype(self.dtype)
+            signal = decoder.embed_tokens.average(p) * self._embed_scale
+        x = decoder.self_conditioning(self._embed(canvas_BL), signal)
+        masks = denoise_masks(
+            canvas_BL.shape[1],
+            window=self.config.text.sliding_window,
+            real_BS=cache.real_BS if mask_BS is None else mask_BS.astype(mx.bool_),
+        )
+        logits = decoder.embed_tokens.head(decoder.decode(x, cache, masks))
+        return backend.soft_cap(logits, self.config.text.final_logit_softcapping)
+
+    @property
+    def _embed_scale(self) -> mx.array:
+        """sqrt(H), rounded to the type of activations as the reference does."""
+        return mx.array(self.config.text.hidden_size**0.5, self.dtype)
+
+    def _embed(self, ids: mx.array) -> mx.array:
+        return self.model.decoder.embed_tokens(ids, self.dtype) * self._embed_scale
+
+
+def _chunks(length: int, chunk: int, images: Sequence[ImagePatches]) -> Iterator[tuple[int, int]]:
+    """Cut a prompt into (start, end) of at most `chunk` tokens, never within an image.
+
+    An image longer than a chunk makes its chunk longer.
+    """
+    spans = _spans(images)
+    start = 0
+    while start < length:
+        end = min(start + max(chunk, 1), length)
+        for first, last in spans:
+            if first < end < last:
+                end = first if first > start else last
+                break
+        yield start, end
+        start = end
+
+
+def _spans(images: Sequence[ImagePatches]) -> list[tuple[int, int]]:
+    """Where images lie, as (first, last) without overlaps: rows of a batch are merged."""
+    spans: list[tuple[int, int]] = []
+    for first, last in sorted((i.start, i.start + i.tokens) for i in images):
+        if spans and first < spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(spans[-1][1], last))
+        else:
+            spans.append((first, last))
+    return spans
