@@ -13,12 +13,12 @@ from .config import GenerationSettings, ModelConfig
 from .errors import BackendError, PromptError, SettingsError
 from .events import Committed, Done, Event, Reply
 from .generation import Generation, Request
-from .hub import resolve
+from .hub import require_memory, resolve
 from .model import DiffusionGemma, VisionAttention
 from .processor import Messages, Processor, Prompt
 from .sampling import Noise, SeededNoise
 from .weights import load as load_weights
-from .weights import shapes, stored_dtype
+from .weights import loaded_bytes, shapes, stored_dtype
 from .worker import WORKER
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
@@ -156,15 +156,19 @@ def load(
     """
     if dtype is not None and dtype not in DTYPES:
         raise BackendError(f"there is no dtype {dtype!r}; choose from {', '.join(DTYPES)}.")
-    folder = resolve(name, offline=offline, revision=revision)
+    device = WORKER.call(lambda: choose(backend))
+    memory = device.describe().memory_bytes
+    folder = resolve(name, offline=offline, revision=revision, memory_bytes=memory)
     config, settings = ModelConfig.load(folder), GenerationSettings.load(folder)
+    stored = shapes(folder)
+    wanted = DTYPES[dtype] if dtype else device.dtype(stored_dtype(stored))
+    require_memory(name, loaded_bytes(stored, wanted), memory)
     processor = Processor(folder, config)
 
-    def build() -> Engine:
-        device = choose(backend)
-        wanted = DTYPES[dtype] if dtype else device.dtype(stored_dtype(shapes(folder)))
+    def build() -> DiffusionGemma:
         model = DiffusionGemma(config, device, vision_attention)
         load_weights(model, config, folder, wanted)
-        return Engine(model=model, processor=processor, settings=settings, backend=device)
+        return model
 
-    return WORKER.call(build)
+    model = WORKER.call(build)
+    return Engine(model=model, processor=processor, settings=settings, backend=device)

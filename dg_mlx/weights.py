@@ -7,6 +7,7 @@ device's memory, tensor by tensor.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -84,6 +85,12 @@ def stored_dtype(found: Mapping[str, tuple[tuple[int, ...], str]]) -> mx.Dtype:
             f"{', '.join(_DTYPES)}. Convert the checkpoint first."
         )
     return known[0]
+
+
+def loaded_bytes(found: Mapping[str, tuple[tuple[int, ...], str]], dtype: mx.Dtype) -> int:
+    """What the tensors take in memory once floating point numbers are `dtype`."""
+    sizes = {"U32": 4, "U8": 1} | dict.fromkeys(_DTYPES, dtype.size)
+    return sum(math.prod(shape) * sizes.get(kind, 1) for shape, kind in found.values())
 
 
 def pack(model: nn.Module, config: ModelConfig, names: Iterable[str]) -> None:

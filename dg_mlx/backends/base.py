@@ -18,9 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from dg_mlx.config import Quantization
-
-SCORES_BYTES = 1 << 29
-"""Most memory that one block of attention scores may take."""
+from dg_mlx.plan import SCORES_BYTES
 
 Mask = mx.array | Literal["causal"] | None
 
@@ -132,7 +130,8 @@ class Backend:
 
     def gated(self, gate: mx.array, up: mx.array) -> mx.array:
         """`gelu(gate) * up`, with the tanh form of GELU."""
-        return _gated(gate, up)
+        inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
+        return 0.5 * gate * (1 + mx.tanh(inner)) * up
 
     def attention(
         self, q_BNLD: mx.array, k_BKSD: mx.array, v_BKSD: mx.array, mask: Mask
@@ -188,12 +187,6 @@ class Backend:
         # Rounding can lift the level to the total: stay below it.
         level = mx.minimum(level, cdf[..., -1:] * (1 - 2.0**-23))
         return (cdf <= level).sum(axis=-1).astype(mx.int32)
-
-
-@mx.compile
-def _gated(gate: mx.array, up: mx.array) -> mx.array:
-    inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
-    return 0.5 * gate * (1 + mx.tanh(inner)) * up
 
 
 def _spec(spec: Quantization) -> dict[str, Any]:

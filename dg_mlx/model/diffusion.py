@@ -16,15 +16,13 @@ import numpy as np
 
 from dg_mlx.backends import Backend
 from dg_mlx.config import ModelConfig
+from dg_mlx.plan import CHUNK
 
 from .cache import Cache
 from .masks import VisionAttention, denoise_masks, prefill_masks
 from .media import ImagePatches, Media
 from .text import Decoder
 from .vision import VisionEmbedder, VisionTower
-
-CHUNK = 2048
-"""Prompt tokens per prefill pass: bounds masks and activations."""
 
 
 class EncoderLayer(nn.Module):

@@ -1,0 +1,18 @@
+"""What several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder with the real checkpoint's own small files (`DG_REFERENCE`)."""
+    folder = Path(os.environ.get("DG_REFERENCE", "../shared/reference"))
+    if not (folder / "hub" / "config.json").exists():
+        message = f"no reference files in {folder}; set DG_REFERENCE to the folder that has them"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return folder
