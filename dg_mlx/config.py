@@ -149,7 +149,7 @@ class ModelConfig:
         config = ModelConfig(
             text=text,
             vision=None if vision is None else _vision(vision),
-            canvas_length=keys.take("canvas_length"),
+            canvas_length=keys.positive("canvas_length"),
             image_token_id=keys.take("image_token_id"),
             boi_token_id=keys.take("boi_token_id"),
             eoi_token_id=keys.take("eoi_token_id"),
@@ -184,10 +184,14 @@ class GenerationSettings:
     """Stop only when the mean entropy is below this (nats)."""
     eos_token_id: tuple[int, ...]
     """Ids that end an answer."""
+    canvas_length: int | None = None
+    """Tokens that settle together; None: as many as the checkpoint was trained with."""
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "max_denoising_steps"):
             self._check(name, int, lambda v: v >= 1, "a whole number of 1 or more")
+        if self.canvas_length is not None:
+            self._check("canvas_length", int, lambda v: v >= 1, "a whole number of 1 or more")
         self._check("stability_threshold", int, lambda v: v >= 0, "a whole number of 0 or more")
         for name in ("entropy_bound", "confidence_threshold", "t_min"):
             self._check(name, float, lambda v: v > 0, "a number above 0")
@@ -271,6 +275,16 @@ class _Keys:
         value = self._left.pop(name, default)
         if value is self._required:
             raise CheckpointError(f"{self._where} has no {name!r}; fetch the checkpoint again.")
+        return value
+
+    def positive(self, name: str) -> int:
+        """A whole number of 1 or more."""
+        value = self.take(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise CheckpointError(
+                f"{self._where} has {name} = {value!r}; it must be a whole number of 1 or more. "
+                "Fetch the checkpoint again."
+            )
         return value
 
     def expect(self, name: str, wanted: Any) -> None:

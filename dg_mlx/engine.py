@@ -70,7 +70,7 @@ class Engine:
         request = Request(
             prompt=prompt,
             settings=settings,
-            noise=noise or self.noise(seed),
+            noise=noise or self._noise(seed, settings),
             reply=self.processor.reply(thinking_open=prompt.thinking_open),
         )
         return WORKER.stream(
@@ -102,15 +102,6 @@ class Engine:
                     )
         raise AssertionError("every generation ends with Done")
 
-    def noise(self, seed: int) -> SeededNoise:
-        """The randomness that a seed stands for."""
-        return SeededNoise(
-            seed,
-            vocab=self.config.text.vocab_size,
-            canvas=self.config.canvas_length,
-            backend=self.backend,
-        )
-
     def prompt(
         self,
         messages: Messages | Prompt,
@@ -125,10 +116,23 @@ class Engine:
             raise PromptError("a Prompt is already encoded; pass tools and thinking to encode.")
         return messages
 
+    def _noise(self, seed: int, settings: GenerationSettings) -> SeededNoise:
+        return SeededNoise(
+            seed,
+            vocab=self.config.text.vocab_size,
+            canvas=settings.canvas_length or self.config.canvas_length,
+            backend=self.backend,
+        )
+
     def _check(self, prompt: Prompt, settings: GenerationSettings) -> None:
         if not prompt.ids:
             raise PromptError("the prompt is empty; write something.")
-        canvas, context = self.config.canvas_length, self.config.text.max_position_embeddings
+        most, context = self.config.canvas_length, self.config.text.max_position_embeddings
+        canvas = settings.canvas_length or most
+        if canvas > most:
+            raise SettingsError(
+                f"canvas is {canvas}; this checkpoint allows 1..{most}. Pass --canvas {most}."
+            )
         answer = -(-settings.max_new_tokens // canvas) * canvas
         if len(prompt.ids) + answer > context:
             raise PromptError(

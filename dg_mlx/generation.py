@@ -48,7 +48,8 @@ class Generation:
     def events(self) -> Iterator[Event]:
         """Run it. `cancelled` is asked between steps and between chunks of the prompt."""
         mx.reset_peak_memory()
-        ids, canvas = self._request.prompt.ids, self._model.config.canvas_length
+        ids = self._request.prompt.ids
+        canvas = self._settings.canvas_length or self._model.config.canvas_length
         blocks = -(-self._settings.max_new_tokens // canvas)
         self._cache = self._model.new_cache(reserve=len(ids) + blocks * canvas)
         yield from self._prefill()

@@ -1,0 +1,7 @@
+"""`python -m dg_mlx.cli`, where the `dg-mlx` command is not on the path."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

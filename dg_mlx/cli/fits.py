@@ -1,0 +1,141 @@
+"""What fits into this machine's memory, for `doctor` and `models`."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from dg_mlx import hub
+from dg_mlx.config import ModelConfig
+from dg_mlx.plan import (
+    BF16,
+    DIFFUSION_GEMMA_26B,
+    FP32,
+    RECIPES,
+    Recipe,
+    largest_context,
+    weight_bytes,
+)
+
+RESERVED_SHARE = 0.1
+"""Share of the memory left to the system and to what a plan does not count."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """Where a model would run."""
+
+    backend: str
+    chip: str
+    memory_bytes: int
+    mlx_version: str | None
+    """None: MLX is not installed."""
+    notes: tuple[str, ...]
+
+    @property
+    def usable_bytes(self) -> int:
+        """What a plan may take."""
+        return int(self.memory_bytes * (1 - RESERVED_SHARE))
+
+    def unpacks(self, found: Candidate) -> bool:
+        """Whether a packed matrix is unpacked for its product: the CPU does that."""
+        return found.packed and self.backend == "cpu"
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a computed number: the CPU computes in fp32."""
+        return FP32 if self.backend == "cpu" else BF16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A checkpoint that could be run, here or not."""
+
+    name: str
+    config: ModelConfig
+    stored_bytes: int
+    packed: bool
+
+
+def machine(backend: str = "auto") -> Machine:
+    """This machine through a backend, or without MLX what the system says."""
+    try:
+        from dg_mlx.backends import choose
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "mlx":
+            raise
+        return Machine(
+            backend="cpu",
+            chip=platform.processor() or platform.machine(),
+            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            mlx_version=None,
+            notes=(
+                'MLX is not installed; run `pip install "dg-mlx[cuda13]"` with an NVIDIA GPU, else '
+                '`pip install "dg-mlx[cpu]"`',
+            ),
+        )
+    device = choose(backend).describe()
+    return Machine(
+        backend=device.name,
+        chip=device.chip,
+        memory_bytes=device.memory_bytes,
+        mlx_version=device.mlx_version,
+        notes=device.notes,
+    )
+
+
+def candidates() -> list[Candidate]:
+    """nano, and the 26B checkpoint in its published forms."""
+    nano = candidate("nano", hub.bundled_folder("nano"))
+    large = [
+        Candidate(
+            name=f"26B-A4B {recipe}",
+            config=DIFFUSION_GEMMA_26B,
+            stored_bytes=weight_bytes(DIFFUSION_GEMMA_26B, recipe),
+            packed=recipe != "bf16",
+        )
+        for recipe in RECIPES
+    ]
+    return [nano, *large]
+
+
+def candidate(name: str, path: Path) -> Candidate:
+    """A folder, or its config.json alone: the weights' size then follows from the shape."""
+    folder = path.parent if path.is_file() else path
+    config = ModelConfig.load(folder)
+    stored = 0 if path.is_file() else hub.weight_bytes(folder)
+    bits = config.quantization.bits if config.quantization else None
+    recipe: Recipe = "bf16" if bits is None else "4bit" if bits <= 4 else "8bit"
+    return Candidate(
+        name=name,
+        config=config,
+        stored_bytes=stored or weight_bytes(config, recipe),
+        packed=config.quantization is not None,
+    )
+
+
+def loaded_bytes(found: Candidate, itemsize: int) -> int:
+    """Weights in memory: plain ones take the computed type, packed ones stay as stored."""
+    return found.stored_bytes if found.packed else found.stored_bytes * itemsize // BF16
+
+
+def context_limit(found: Candidate, here: Machine) -> int:
+    """Most tokens of context that fit; 0 when the checkpoint does not."""
+    return largest_context(
+        found.config,
+        here.usable_bytes,
+        weights_bytes=loaded_bytes(found, here.itemsize),
+        itemsize=here.itemsize,
+        unpacks=here.unpacks(found),
+    )
+
+
+def package_version(name: str) -> str | None:
+    """The installed version of a package; None when it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

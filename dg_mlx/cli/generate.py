@@ -1,0 +1,176 @@
+"""`dg-mlx generate`: one prompt, one answer."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dg_mlx.errors import PromptError
+from dg_mlx.events import Committed, Done, Draft, Event, Prefilled, Reply, Stats
+
+from .options import add_model, add_settings, media_part, open_engine, settings_from, user_message
+from .terminal import empty_answer, note, stats_line, write
+
+if TYPE_CHECKING:
+    from dg_mlx.engine import Engine
+
+_EXAMPLES = r"""
+The prompt may come from stdin, or both: stdin then follows the prompt as its context.
+
+examples:
+  dg-mlx generate --model nano $'A 1.3.\nB .41.\nC ....\nD ..21'
+  dg-mlx generate --model google/diffusiongemma-26B-A4B-it --image cat.jpg "What is this?"
+  dg-mlx generate --model ./my-checkpoint --json "Summarise:" < notes.txt
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.epilog = _EXAMPLES
+    parser.add_argument("prompt", nargs="?", help="the prompt; without it, stdin")
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="PATH", help="a picture; repeatable"
+    )
+    parser.add_argument(
+        "--video", action="append", default=[], metavar="PATH", help="a video; repeatable"
+    )
+    parser.add_argument("--tools", metavar="FILE", help="JSON list of tools the model may call")
+    parser.add_argument("--json", action="store_true", help="the answer as one JSON object")
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="text as blocks are committed; with --json, a line per event, then the whole reply",
+    )
+    parser.add_argument("--stats", action="store_true", help="always write what it cost to stderr")
+    add_model(parser)
+    add_settings(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer."""
+    media = [media_part("image", p) for p in args.image]
+    media += [media_part("video", p) for p in args.video]
+    messages = [{"role": "system", "content": args.system}] if args.system is not None else []
+    messages.append(user_message(_prompt(args.prompt, bool(media)), media))
+    tools = None if args.tools is None else _tools(args.tools)
+    engine = open_engine(args)
+    options: dict[str, Any] = {"settings": settings_from(args, engine.settings), "seed": args.seed}
+    cancel = threading.Event()
+    prompt = engine.prompt(messages, tools=tools, thinking=args.think)
+    events = engine.stream(prompt, **options, cancel=cancel)
+    try:
+        reply = _show(events, engine, prompt.thinking_open, args)
+    except KeyboardInterrupt:
+        cancel.set()
+        raise
+    if not reply.text and not reply.tool_calls:
+        note(empty_answer(reply.reason, reply.thought))
+    if args.stats or sys.stderr.isatty():
+        print(stats_line(reply.stats), file=sys.stderr)
+    return 0
+
+
+def as_json(event: Event) -> dict[str, Any]:
+    """An event as plain data; arrays become lists."""
+    match event:
+        case Prefilled():
+            return {"event": "prefilled", **dataclasses.asdict(event)}
+        case Draft():
+            fields = {f.name: getattr(event, f.name) for f in dataclasses.fields(event)}
+            plain = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in fields.items()}
+            return {"event": "draft", **plain}
+        case Committed():
+            return {"event": "committed", **dataclasses.asdict(event)}
+        case Done():
+            return {"event": "done", "reason": event.reason, "stats": stats_json(event.stats)}
+
+
+def stats_json(stats: Stats) -> dict[str, Any]:
+    """The stats with what follows from them."""
+    derived = {n: getattr(stats, n) for n in ("steps", "tokens_per_step", "tokens_per_second")}
+    return {**dataclasses.asdict(stats), **derived}
+
+
+def _show(
+    events: Iterator[Event], engine: Engine, thinking_open: bool, args: argparse.Namespace
+) -> Reply:
+    """Write the answer as the options ask, and return it."""
+    parser = engine.processor.reply(thinking_open=thinking_open)
+    ids: list[int] = []
+    for event in events:
+        if args.stream and args.json:
+            write(json.dumps(as_json(event), ensure_ascii=False) + "\n")
+        match event:
+            case Committed():
+                ids += event.ids
+                parser.feed(event.ids)
+                if args.stream and not args.json:
+                    write(event.text)
+            case Done(reason=reason, stats=stats):
+                parser.finish()
+                reply = Reply(
+                    text=parser.text,
+                    ids=ids,
+                    reason=reason,
+                    stats=stats,
+                    thought=parser.thought,
+                    tool_calls=parser.tool_calls,
+                )
+    _finish(reply, args)
+    return reply
+
+
+def _finish(reply: Reply, args: argparse.Namespace) -> None:
+    """What is written once the answer is complete."""
+    if args.json:
+        whole = {**dataclasses.asdict(reply), "stats": stats_json(reply.stats)}
+        # After a stream of events, the last line carries the same keys, as an event of its own.
+        head = {"event": "reply"} if args.stream else {}
+        write(json.dumps(head | whole, ensure_ascii=False) + "\n")
+        return
+    if args.think and reply.thought:
+        write(f"thought: {reply.thought.strip()}\n", sys.stderr)
+    if not args.stream:
+        write(reply.text)
+    if reply.text and not reply.text.endswith("\n"):
+        write("\n")
+    for call in reply.tool_calls:
+        write(json.dumps(call, ensure_ascii=False) + "\n")
+
+
+def _prompt(given: str | None, has_media: bool) -> str:
+    """The prompt argument, what is piped in, or both. Raises `PromptError` without either."""
+    stdin = sys.stdin
+    piped = "" if stdin is None or stdin.isatty() else _read(stdin)
+    parts = [part for part in (given or "", piped.rstrip("\n")) if part.strip()]
+    if not parts and not has_media:
+        raise PromptError('there is no prompt; write one: dg-mlx generate "…", or pipe it in.')
+    return "\n\n".join(parts)
+
+
+def _read(stream: Any) -> str:
+    try:
+        return str(stream.read())
+    except UnicodeDecodeError:
+        raise PromptError("stdin is not UTF-8 text; pass pictures with --image.") from None
+    except OSError:
+        return ""  # closed
+
+
+def _tools(path: str) -> list[dict[str, Any]]:
+    try:
+        tools = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PromptError(f"--tools {path} cannot be read ({error}); give a JSON file.") from None
+    if not isinstance(tools, list) or not tools or not all(isinstance(t, dict) for t in tools):
+        raise PromptError(
+            f'--tools {path} must be a JSON list of objects like {{"type": "function", "function": '
+            '{"name": …, "parameters": …}}.'
+        )
+    return tools

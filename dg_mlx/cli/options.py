@@ -1,0 +1,90 @@
+"""Options that several verbs share, and what they turn into."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dg_mlx.config import GenerationSettings
+from dg_mlx.errors import MediaError
+
+from .terminal import note
+
+if TYPE_CHECKING:
+    from dg_mlx.engine import Engine
+
+DEFAULT_MODEL = "nano"
+
+# Option → the setting it changes, its type, and what it means.
+_SETTINGS: dict[str, tuple[str, type, str]] = {
+    "--max-tokens": ("max_new_tokens", int, "longest answer, in tokens"),
+    "--steps": ("max_denoising_steps", int, "most denoising steps per block"),
+    "--canvas": ("canvas_length", int, "tokens that are denoised together"),
+    "--entropy-bound": ("entropy_bound", float, "accept tokens up to this sum of entropy (nats)"),
+    "--t-min": ("t_min", float, "temperature that the schedule falls towards"),
+    "--t-max": ("t_max", float, "temperature of the first step"),
+    "--confidence-threshold": ("confidence_threshold", float, "stop below this mean entropy"),
+    "--stability-threshold": ("stability_threshold", int, "stop after this many equal guesses"),
+}
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model, and how to load it."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        metavar="NAME",
+        help=f"bundled name, folder or hub repo id (default: {DEFAULT_MODEL})",
+    )
+    group.add_argument("--backend", default="auto", help="auto, metal, cuda or cpu (default: auto)")
+    group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: the backend's)")
+    group.add_argument("--offline", action="store_true", help="use what is in the cache only")
+    group.add_argument("--revision", help="branch, tag or commit of a hub repo")
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """How to sample. What is not given is the checkpoint's own."""
+    group = parser.add_argument_group("sampling (default: the checkpoint's own settings)")
+    group.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    group.add_argument("--think", action="store_true", help="let the model think first")
+    group.add_argument("--system", metavar="TEXT", help="system message")
+    for option, (name, kind, meaning) in _SETTINGS.items():
+        metavar = "N" if kind is int else "X"
+        group.add_argument(option, dest=name, type=kind, metavar=metavar, help=meaning)
+
+
+def open_engine(args: argparse.Namespace) -> Engine:
+    """Load the model that the options name; says so when that is the default."""
+    from dg_mlx import load
+
+    if args.model is None:
+        note(f"no --model given, so this is {DEFAULT_MODEL}: tiny, and good at Sudoku only")
+    return load(
+        args.model or DEFAULT_MODEL,
+        backend=args.backend,
+        dtype=args.dtype,
+        offline=args.offline,
+        revision=args.revision,
+    )
+
+
+def settings_from(args: argparse.Namespace, own: GenerationSettings) -> GenerationSettings:
+    """The checkpoint's settings with the options' changes. Raises `SettingsError`."""
+    names = (name for name, _, _ in _SETTINGS.values())
+    return own.replace(**{n: v for n in names if (v := getattr(args, n)) is not None})
+
+
+def media_part(kind: str, path: str) -> dict[str, Any]:
+    """A picture or video of a message. Raises `MediaError` when there is no such file."""
+    if not Path(path).expanduser().is_file():
+        raise MediaError(f"there is no {kind} {path!r}; check the path.")
+    return {"type": kind, kind: str(Path(path).expanduser())}
+
+
+def user_message(text: str, media: list[dict[str, Any]]) -> dict[str, Any]:
+    """A turn of the user: pictures and videos first, as the checkpoint was trained."""
+    if not media:
+        return {"role": "user", "content": text}
+    parts = [*media, {"type": "text", "text": text}] if text else media
+    return {"role": "user", "content": parts}

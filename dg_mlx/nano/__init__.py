@@ -1,0 +1,1 @@
+"""The bundled checkpoint `nano`: a tiny DiffusionGemma that solves Sudoku."""
