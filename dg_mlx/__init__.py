@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 from . import blas as _blas  # noqa: F401 - before anything imports MLX
 
 if TYPE_CHECKING:
-    from .config import GenerationSettings, ModelConfig
+    from .config import ModelConfig
     from .engine import Engine, load
     from .errors import DGError
     from .events import Committed, Done, Draft, Event, Prefilled, Reply, Stats
     from .sampling import Noise, SeededNoise
+    from .settings import GenerationSettings
 
 __version__ = "0.1.0"
 
 _WHERE = {
     "load": "engine",
     "Engine": "engine",
-    "GenerationSettings": "config",
+    "GenerationSettings": "settings",
     "ModelConfig": "config",
     "Noise": "sampling",
     "SeededNoise": "sampling",

@@ -1,33 +1,20 @@
-"""The checkpoint's `config.json` and `generation_config.json` as frozen records.
+"""The checkpoint's `config.json` as frozen records.
 
-A key is read, listed as ignored, or an error: nothing is dropped in silence. Nothing that a
-checkpoint states has a default here. Two spellings of the full-attention layers' shape are read:
-`global_head_dim` with `num_global_key_value_heads` (the hub's), and `per_layer_config` (written by
-transformers 5.23 when it saves a model).
+Nothing that a checkpoint states has a default here. Two spellings of the full-attention layers'
+shape are read: `global_head_dim` with `num_global_key_value_heads` (the hub's), and
+`per_layer_config` (written by transformers 5.23 when it saves a model).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import CheckpointError, SettingsError
+from .errors import CheckpointError
+from .keys import Keys, read_json
 
 LayerType = Literal["sliding_attention", "full_attention"]
-
-# Written by the Hugging Face base class, by training code or by other tools; no effect on results.
-# ruff: noqa: SIM905 - words read better than quoted words
-_IGNORED = frozenset(
-    "_name_or_path architectures attention_dropout bos_token_id chunk_size_feed_forward "
-    "default_output_length dtype eos_token_id id2label initializer_range is_encoder_decoder "
-    "label2id output_attentions output_hidden_states pad_token_id "
-    "problem_type return_dict torch_dtype transformers_version use_cache "
-    "vision_soft_tokens_per_image generation_config quantization_config".split()
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,12 +116,12 @@ class ModelConfig:
     @staticmethod
     def load(folder: Path) -> ModelConfig:
         """Read `config.json`. Raises `CheckpointError`."""
-        return ModelConfig.from_dict(_read_json(folder / "config.json"))
+        return ModelConfig.from_dict(read_json(folder / "config.json"))
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> ModelConfig:
         """Build from the parsed JSON. Raises `CheckpointError` naming the key."""
-        keys = _Keys(data, "config.json")
+        keys = Keys(data, "config.json")
         model_type = keys.take("model_type")
         if model_type != "diffusion_gemma":
             raise CheckpointError(
@@ -161,153 +148,8 @@ class ModelConfig:
         return config
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationSettings:
-    """How an answer is sampled: the checkpoint's `generation_config.json`.
-
-    Source of the terms: transformers' DiffusionGemmaGenerationConfig.
-    """
-
-    max_new_tokens: int
-    """Longest answer, in tokens."""
-    max_denoising_steps: int
-    """Most passes over one canvas."""
-    entropy_bound: float
-    """Accept lowest-entropy positions while the sum before each stays within this (nats)."""
-    t_max: float
-    """Temperature at the first pass."""
-    t_min: float
-    """Temperature that the schedule falls towards."""
-    stability_threshold: int
-    """Stop only after this many earlier passes had the same best guess."""
-    confidence_threshold: float
-    """Stop only when the mean entropy is below this (nats)."""
-    eos_token_id: tuple[int, ...]
-    """Ids that end an answer."""
-    canvas_length: int | None = None
-    """Tokens that settle together; None: as many as the checkpoint was trained with."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "max_denoising_steps"):
-            self._check(name, int, lambda v: v >= 1, "a whole number of 1 or more")
-        if self.canvas_length is not None:
-            self._check("canvas_length", int, lambda v: v >= 1, "a whole number of 1 or more")
-        self._check("stability_threshold", int, lambda v: v >= 0, "a whole number of 0 or more")
-        for name in ("entropy_bound", "confidence_threshold", "t_min"):
-            self._check(name, float, lambda v: v > 0, "a number above 0")
-        self._check("t_max", float, lambda v: v >= self.t_min, f"at least t_min ({self.t_min})")
-
-    def _check(self, name: str, kind: type, test: Any, wanted: str) -> None:
-        value = getattr(self, name)
-        right = isinstance(value, int if kind is int else (int, float))
-        if not right or isinstance(value, bool) or not math.isfinite(value) or not test(value):
-            raise SettingsError(f"{name} is {value!r}; it must be {wanted}.")
-
-    def replace(self, **changes: Any) -> GenerationSettings:
-        """A copy with some settings changed. Raises `SettingsError` for a wrong name or value."""
-        names = [f.name for f in dataclasses.fields(self)]
-        for name in changes:
-            if name not in names:
-                raise SettingsError(
-                    f"there is no setting {name!r}; choose from {', '.join(names)}."
-                )
-        return dataclasses.replace(self, **changes)
-
-    def temperature(self, step: int) -> float:
-        """Temperature of a pass; `step` counts from 1."""
-        left = self.max_denoising_steps - step + 1
-        return self.t_min + (self.t_max - self.t_min) * left / self.max_denoising_steps
-
-    @staticmethod
-    def load(folder: Path) -> GenerationSettings:
-        """Read `generation_config.json`, or the copy in `config.json`. Raises `CheckpointError`."""
-        path = folder / "generation_config.json"
-        if path.exists():
-            return GenerationSettings.from_dict(_read_json(path))
-        data = _read_json(folder / "config.json").get("generation_config")
-        if not isinstance(data, dict):
-            raise CheckpointError(f"{path} is missing; copy it from the original checkpoint.")
-        return GenerationSettings.from_dict(data)
-
-    @staticmethod
-    def from_dict(data: dict[str, Any]) -> GenerationSettings:
-        """Build from the parsed JSON. Raises `CheckpointError` naming the key."""
-        keys = _Keys(data, "generation_config.json")
-        sampler = _Keys(keys.take("sampler_config"), "generation_config.json: sampler_config")
-        sampler.expect("_cls_name", "EntropyBoundSamplerConfig")
-        eos = keys.take("eos_token_id")
-        settings = GenerationSettings(
-            max_new_tokens=keys.take("max_new_tokens"),
-            max_denoising_steps=keys.take("max_denoising_steps"),
-            entropy_bound=sampler.take("entropy_bound"),
-            t_max=keys.take("t_max"),
-            t_min=keys.take("t_min"),
-            stability_threshold=keys.take("stability_threshold"),
-            confidence_threshold=keys.take("confidence_threshold"),
-            eos_token_id=(eos,) if isinstance(eos, int) else tuple(eos),
-        )
-        sampler.done()
-        keys.done(
-            ignored={
-                "return_dict_in_generate",
-                "max_length",
-                "disable_compile",
-                "cache_implementation",
-                "cache_config",
-            }
-        )
-        return settings
-
-
-class _Keys:
-    """A JSON object whose every key must be accounted for."""
-
-    def __init__(self, data: Any, where: str) -> None:
-        if not isinstance(data, dict):
-            raise CheckpointError(f"{where} is not a JSON object; fetch the checkpoint again.")
-        self._left = dict(data)
-        self._where = where
-
-    _required = object()
-
-    def take(self, name: str, default: Any = _required) -> Any:
-        """The value, which counts as read. Raises when missing and there is no default."""
-        value = self._left.pop(name, default)
-        if value is self._required:
-            raise CheckpointError(f"{self._where} has no {name!r}; fetch the checkpoint again.")
-        return value
-
-    def positive(self, name: str) -> int:
-        """A whole number of 1 or more."""
-        value = self.take(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(
-                f"{self._where} has {name} = {value!r}; it must be a whole number of 1 or more. "
-                "Fetch the checkpoint again."
-            )
-        return value
-
-    def expect(self, name: str, wanted: Any) -> None:
-        """Refuse a checkpoint that asks for something this code does not compute."""
-        value = self._left.pop(name, wanted)
-        if value != wanted:
-            raise CheckpointError(
-                f"{self._where} has {name} = {value!r}; dg-mlx computes {wanted!r} only. "
-                "Choose another checkpoint."
-            )
-
-    def done(self, ignored: set[str] | frozenset[str] = frozenset()) -> None:
-        """Raise for keys that nobody read and nobody listed."""
-        unknown = sorted(k for k in self._left if k not in _IGNORED and k not in ignored)
-        if unknown:
-            raise CheckpointError(
-                f"{self._where} has unknown keys: {', '.join(unknown)}. This checkpoint may need a "
-                "newer dg-mlx."
-            )
-
-
 def _text(data: Any) -> TextConfig:
-    keys = _Keys(data, "config.json: text_config")
+    keys = Keys(data, "config.json: text_config")
     keys.expect("model_type", "diffusion_gemma_text")
     keys.expect("hidden_activation", "gelu_pytorch_tanh")
     keys.expect("attention_bias", False)
@@ -357,7 +199,7 @@ def _text(data: Any) -> TextConfig:
 
 
 def _full_attention_shape(
-    keys: _Keys, layer_types: tuple[str, ...], kv_heads: int, head_dim: int
+    keys: Keys, layer_types: tuple[str, ...], kv_heads: int, head_dim: int
 ) -> tuple[int, int]:
     """(key/value heads, head size) of full-attention layers, from either spelling."""
     per_layer = keys.take("per_layer_config", None)
@@ -386,7 +228,7 @@ def _full_attention_shape(
 
 def _rope(rope: Any, layer_type: str, kind: str) -> RopeConfig:
     where = f"config.json: rope_parameters.{layer_type}"
-    keys = _Keys(rope.get(layer_type) if isinstance(rope, dict) else None, where)
+    keys = Keys(rope.get(layer_type) if isinstance(rope, dict) else None, where)
     keys.expect("rope_type", kind)
     theta, factor = keys.take("rope_theta"), keys.take("partial_rotary_factor", 1.0)
     keys.done()
@@ -394,12 +236,12 @@ def _rope(rope: Any, layer_type: str, kind: str) -> RopeConfig:
 
 
 def _vision(data: Any) -> VisionConfig:
-    keys = _Keys(data, "config.json: vision_config")
+    keys = Keys(data, "config.json: vision_config")
     keys.expect("model_type", "gemma4_vision")
     keys.expect("hidden_activation", "gelu_pytorch_tanh")
     keys.expect("attention_bias", False)
     keys.expect("use_clipped_linears", False)
-    rope = _Keys(keys.take("rope_parameters"), "config.json: vision_config.rope_parameters")
+    rope = Keys(keys.take("rope_parameters"), "config.json: vision_config.rope_parameters")
     config = VisionConfig(
         hidden_size=keys.take("hidden_size"),
         intermediate_size=keys.take("intermediate_size"),
@@ -443,17 +285,3 @@ def _packing(data: dict[str, Any], default: Quantization | None) -> Quantization
         bits=int(data.get("bits", preset[1])),
         mode=mode,
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} is missing; give a folder with a DiffusionGemma checkpoint."
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); fetch it again.") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} is not a JSON object; fetch it again.")
-    return data

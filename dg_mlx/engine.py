@@ -9,14 +9,15 @@ from typing import Any
 import mlx.core as mx
 
 from .backends import Backend, choose
-from .config import GenerationSettings, ModelConfig
+from .config import ModelConfig
 from .errors import BackendError, PromptError, SettingsError
-from .events import Committed, Done, Event, Reply
+from .events import Event, Reply, collect
 from .generation import Generation, Request
 from .hub import require_memory, resolve
 from .model import DiffusionGemma, VisionAttention
 from .processor import Messages, Processor, Prompt
 from .sampling import Noise, SeededNoise
+from .settings import GenerationSettings
 from .weights import load as load_weights
 from .weights import loaded_bytes, shapes, stored_dtype
 from .worker import WORKER
@@ -80,27 +81,7 @@ class Engine:
 
     def generate(self, messages: Messages | Prompt, **options: Any) -> Reply:
         """Answer in one piece. Options and errors as in `stream`."""
-        prompt = self.prompt(
-            messages, tools=options.pop("tools", None), thinking=options.pop("thinking", False)
-        )
-        reply = self.processor.reply(thinking_open=prompt.thinking_open)
-        ids: list[int] = []
-        for event in self.stream(prompt, **options):
-            match event:
-                case Committed():
-                    ids += event.ids
-                    reply.feed(event.ids)
-                case Done(reason=reason, stats=stats):
-                    reply.finish()
-                    return Reply(
-                        text=reply.text,
-                        ids=ids,
-                        reason=reason,
-                        stats=stats,
-                        thought=reply.thought,
-                        tool_calls=reply.tool_calls,
-                    )
-        raise AssertionError("every generation ends with Done")
+        return collect(self.stream(messages, **options))
 
     def prompt(
         self,

@@ -5,6 +5,7 @@ Legend of array names: L canvas length.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -94,6 +95,9 @@ class Done:
 
     reason: Reason
     stats: Stats
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    """`{"type": "function", "id": …, "function": {"name": …, "arguments": {…}}}`, as in OpenAI's
+    API but with arguments as an object."""
 
 
 Event = Prefilled | Draft | Committed | Done
@@ -111,4 +115,24 @@ class Reply:
     stats: Stats
     thought: str = ""
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
-    """`{"type": "function", "function": {"name": …, "arguments": {…}}}`, as in the OpenAI API."""
+
+
+def collect(events: Iterable[Event]) -> Reply:
+    """The whole answer that events report in parts."""
+    text = thought = ""
+    ids: list[int] = []
+    for event in events:
+        match event:
+            case Committed():
+                ids += event.ids
+                text, thought = text + event.text, thought + event.thought
+            case Done():
+                return Reply(
+                    text=text,
+                    ids=ids,
+                    reason=event.reason,
+                    stats=event.stats,
+                    thought=thought,
+                    tool_calls=event.tool_calls,
+                )
+    raise ValueError("the events do not end with Done")

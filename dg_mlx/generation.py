@@ -14,11 +14,11 @@ import mlx.core as mx
 import numpy as np
 
 from .backends import Backend
-from .config import GenerationSettings
 from .events import Committed, Done, Draft, Event, Prefilled, Reason, Stats
 from .model import DiffusionGemma
 from .processor import Prompt, ReplyParser
 from .sampling import Noise, accept, confident, next_canvas, settled
+from .settings import GenerationSettings
 from .worker import Cancelled
 
 
@@ -147,10 +147,10 @@ class Generation:
         return Committed(block=block, ids=ids, text=text, thought=thought)
 
     def _done(self, reason: Reason) -> Done:
-        if reason == "end" and self._request.reply.tool_calls:
-            reason = "tool_call"
+        calls = self._request.reply.tool_calls
         return Done(
-            reason=reason,
+            reason="tool_call" if reason == "end" and calls else reason,
+            tool_calls=calls,
             stats=Stats(
                 prompt_tokens=len(self._request.prompt.ids),
                 tokens=self._tokens,

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from .engine import Engine
 from .events import Committed
 from .processor import Prompt
-from .reference import Reference, SharedNoise
+from .reference import Reference
+from .shared_noise import SharedNoise
 from .worker import WORKER
 
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import dg_mlx  # noqa: F401 - before any test imports MLX: it loads the fast BLAS
+
 
 @pytest.fixture(scope="session")
 def reference() -> Path:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dg_mlx.config import GenerationSettings
 from dg_mlx.events import Committed, Done, Draft, Event, Prefilled, Stats
+from dg_mlx.settings import GenerationSettings
 
 CANVAS = 4
 END = 1
@@ -26,24 +26,6 @@ def stats(tokens: int, steps: int = 2) -> Stats:
         commit_s=0.0,
         peak_gb=0.25,
     )
-
-
-class FakeParser:
-    """Ids are characters; uppercase ones are thought."""
-
-    def __init__(self) -> None:
-        self.text = self.thought = ""
-        self.tool_calls: list[dict[str, Any]] = []
-
-    def feed(self, ids: list[int]) -> None:
-        for char in map(chr, (i for i in ids if i != END)):
-            if char.isupper():
-                self.thought += char
-            else:
-                self.text += char
-
-    def finish(self) -> None:
-        pass
 
 
 class FakeEngine:
@@ -63,15 +45,10 @@ class FakeEngine:
             confidence_threshold=0.005,
             eos_token_id=(END,),
         )
-        self.processor = SimpleNamespace(reply=lambda thinking_open: FakeParser())
         self.config = SimpleNamespace(text=SimpleNamespace(vocab_size=384))
         self.backend = SimpleNamespace(
             describe=lambda: SimpleNamespace(chip="a chip", name="cpu", notes=("do this",))
         )
-
-    def prompt(self, messages: Any, *, tools: Any = None, thinking: bool = False) -> Any:
-        self.asked.append({"messages": messages, "tools": tools, "thinking": thinking})
-        return SimpleNamespace(thinking_open=False)
 
     def stream(
         self,
@@ -80,11 +57,11 @@ class FakeEngine:
         settings: GenerationSettings,
         seed: int = 0,
         cancel: threading.Event | None = None,
-        **rest: Any,
+        tools: Any = None,
+        thinking: bool = False,
     ) -> Iterator[Event]:
-        if not isinstance(messages, SimpleNamespace):
-            self.prompt([*messages], **rest)
-        self.asked[-1] |= {"settings": settings, "seed": seed}
+        asked = {"messages": [*messages], "tools": tools, "thinking": thinking}
+        self.asked.append(asked | {"settings": settings, "seed": seed})
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer

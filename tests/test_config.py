@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dg_mlx.config import GenerationSettings, ModelConfig, Quantization
+from dg_mlx.config import ModelConfig, Quantization
 from dg_mlx.errors import CheckpointError, SettingsError
 from dg_mlx.plan import DIFFUSION_GEMMA_26B
+from dg_mlx.settings import GenerationSettings
 
 LAYOUTS = ("hub", "mlx-bf16", "mlx-8bit", "mlx-4bit")
 BUNDLED = Path("dg_mlx/nano")

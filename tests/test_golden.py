@@ -12,7 +12,7 @@ import pytest
 import dg_mlx
 from dg_mlx.model import ImagePatches, Media
 from dg_mlx.processor import Prompt
-from dg_mlx.reference import SharedNoise
+from dg_mlx.shared_noise import SharedNoise
 
 HERE = Path(__file__).parent / "golden"
 NAMES = ["window-shorter", "window-longer", "seven-experts"]

@@ -13,8 +13,8 @@ import dg_mlx
 from dg_mlx import sampling
 from dg_mlx.backends.base import Backend
 from dg_mlx.backends.cpu import Cpu
-from dg_mlx.config import GenerationSettings
 from dg_mlx.sampling import SeededNoise
+from dg_mlx.settings import GenerationSettings
 
 CHECKPOINT = GenerationSettings(
     max_new_tokens=256,

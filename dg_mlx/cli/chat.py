@@ -10,9 +10,9 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from dg_mlx.config import GenerationSettings
 from dg_mlx.errors import DGError, SettingsError
 from dg_mlx.events import Committed, Done, Draft, Prefilled, Stats
+from dg_mlx.settings import GenerationSettings
 
 from .input import LineInput, PipeInput
 from .options import add_model, add_settings, media_part, open_engine, settings_from, user_message

@@ -6,19 +6,18 @@ import argparse
 import dataclasses
 import json
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dg_mlx.errors import PromptError
-from dg_mlx.events import Committed, Done, Draft, Event, Prefilled, Reply, Stats
+from dg_mlx.events import Committed, Done, Draft, Event, Prefilled, Reply, Stats, collect
 
 from .options import add_model, add_settings, media_part, open_engine, settings_from, user_message
 from .terminal import empty_answer, note, stats_line, write
 
 if TYPE_CHECKING:
-    from dg_mlx.engine import Engine
+    pass
 
 _EXAMPLES = r"""
 The prompt may come from stdin, or both: stdin then follows the prompt as its context.
@@ -60,15 +59,15 @@ def run(args: argparse.Namespace) -> int:
     messages.append(user_message(_prompt(args.prompt, bool(media)), media))
     tools = None if args.tools is None else _tools(args.tools)
     engine = open_engine(args)
-    options: dict[str, Any] = {"settings": settings_from(args, engine.settings), "seed": args.seed}
-    cancel = threading.Event()
-    prompt = engine.prompt(messages, tools=tools, thinking=args.think)
-    events = engine.stream(prompt, **options, cancel=cancel)
-    try:
-        reply = _show(events, engine, prompt.thinking_open, args)
-    except KeyboardInterrupt:
-        cancel.set()
-        raise
+    events = engine.stream(
+        messages,
+        settings=settings_from(args, engine.settings),
+        seed=args.seed,
+        tools=tools,
+        thinking=args.think,
+    )
+    reply = collect(_shown(events, args))
+    _finish(reply, args)
     if not reply.text and not reply.tool_calls:
         note(empty_answer(reply.reason, reply.thought))
     if args.stats or sys.stderr.isatty():
@@ -88,7 +87,8 @@ def as_json(event: Event) -> dict[str, Any]:
         case Committed():
             return {"event": "committed", **dataclasses.asdict(event)}
         case Done():
-            return {"event": "done", "reason": event.reason, "stats": stats_json(event.stats)}
+            plain = {**dataclasses.asdict(event), "stats": stats_json(event.stats)}
+            return {"event": "done", **plain}
 
 
 def stats_json(stats: Stats) -> dict[str, Any]:
@@ -97,33 +97,14 @@ def stats_json(stats: Stats) -> dict[str, Any]:
     return {**dataclasses.asdict(stats), **derived}
 
 
-def _show(
-    events: Iterator[Event], engine: Engine, thinking_open: bool, args: argparse.Namespace
-) -> Reply:
-    """Write the answer as the options ask, and return it."""
-    parser = engine.processor.reply(thinking_open=thinking_open)
-    ids: list[int] = []
+def _shown(events: Iterator[Event], args: argparse.Namespace) -> Iterator[Event]:
+    """Pass events on, writing what the options ask for as they come."""
     for event in events:
         if args.stream and args.json:
             write(json.dumps(as_json(event), ensure_ascii=False) + "\n")
-        match event:
-            case Committed():
-                ids += event.ids
-                parser.feed(event.ids)
-                if args.stream and not args.json:
-                    write(event.text)
-            case Done(reason=reason, stats=stats):
-                parser.finish()
-                reply = Reply(
-                    text=parser.text,
-                    ids=ids,
-                    reason=reason,
-                    stats=stats,
-                    thought=parser.thought,
-                    tool_calls=parser.tool_calls,
-                )
-    _finish(reply, args)
-    return reply
+        elif args.stream and isinstance(event, Committed):
+            write(event.text)
+        yield event
 
 
 def _finish(reply: Reply, args: argparse.Namespace) -> None:

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dg_mlx.config import GenerationSettings
 from dg_mlx.errors import MediaError
+from dg_mlx.settings import GenerationSettings
 
 from .terminal import note
 

@@ -21,8 +21,8 @@ from parity import checkpoints  # noqa: E402
 from parity.checkpoints import SHAPES, Shape, resized  # noqa: E402
 from parity.prompts import prompt, text  # noqa: E402
 
-from dg_mlx.config import GenerationSettings  # noqa: E402
 from dg_mlx.reference import Reference, SharedNoise  # noqa: E402
+from dg_mlx.settings import GenerationSettings  # noqa: E402
 
 CHECKPOINTS = {
     "window-shorter": SHAPES["window-shorter"],

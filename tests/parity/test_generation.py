@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dg_mlx
-from dg_mlx.reference import SharedNoise
+from dg_mlx.shared_noise import SharedNoise
 from parity.checkpoints import SHAPES
 from parity.prompts import prompt, text
 
