@@ -63,8 +63,8 @@ def score(loaded: DiffusionGemmaForBlockDiffusion, size: int, givens: int, count
     """Solve `count` fresh held-out puzzles."""
     puzzles = [sudoku.make(size, givens, held_out=True) for _ in range(count)]
     start, results = time.perf_counter(), []
-    for first in range(0, count, 50):
-        some = puzzles[first : first + 50]
+    for first in range(0, count, 8):
+        some = puzzles[first : first + 8]
         results += answers(loaded, [chats.prompt(puzzle) for puzzle in some])
     seconds = (time.perf_counter() - start) / count
     right = [text == p.answer for (text, _), p in zip(results, puzzles, strict=True)]
