@@ -1,6 +1,6 @@
-"""Turn a training file into a checkpoint folder and check it against the reference class.
+"""Turn training files into a checkpoint folder and check it against the reference class.
 
-Run `python export.py RUN/final.pt FOLDER`.
+Run `python export.py RUN/weights-*.pt FOLDER`: several files, such as the last four, are averaged.
 """
 
 import argparse
@@ -111,6 +111,12 @@ def reference(weights: model.Weights, dtype: torch.dtype) -> DiffusionGemmaForBl
     return loaded
 
 
+def average(files: list[Path]) -> dict[str, Tensor]:
+    """The mean of the weights in files of train.py."""
+    loaded = [torch.load(path)["weights"] for path in files]
+    return {name: sum(w[name] for w in loaded) / len(loaded) for name in loaded[0]}
+
+
 @torch.no_grad()
 def check(weights: model.Weights) -> float:
     """Largest logit difference between our functions and the reference class in fp32."""
@@ -156,11 +162,11 @@ def export(weights: model.Weights, folder: Path) -> None:
 def main() -> None:
     """Parse the command line and export."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="last.pt or final.pt of train.py")
+    parser.add_argument("files", type=Path, nargs="+", help="weights of train.py")
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    export(torch.load(options.run)["weights"], options.folder)
+    export(average(options.files), options.folder)
 
 
 if __name__ == "__main__":

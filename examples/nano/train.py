@@ -152,17 +152,17 @@ class Run:
         self.adam = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0, foreach=True)
         self.step, self.samples, self.seconds = 0, 0, 0.0
 
-    def save(self, name: str = "last.pt") -> None:
-        """Write everything, atomically."""
-        state = {
-            "weights": {name: weight.detach() for name, weight in self.weights.items()},
+    def save(self) -> None:
+        """Write everything to last.pt, atomically, and the weights alone to a numbered file."""
+        weights = {"weights": {name: weight.detach() for name, weight in self.weights.items()}}
+        torch.save(weights, self.folder / f"weights-{self.step:06d}.pt")
+        state = weights | {
             "momentum": self.muon.momentum,
             "adam": self.adam.state_dict(),
             "counters": (self.step, self.samples, self.seconds),
         }
-        temporary = self.folder / (name + ".tmp")
-        torch.save(state, temporary)
-        temporary.replace(self.folder / name)
+        torch.save(state, self.folder / "last.pt.tmp")
+        (self.folder / "last.pt.tmp").replace(self.folder / "last.pt")
 
     def load(self) -> None:
         """Continue from the last file, if there is one."""
@@ -223,7 +223,6 @@ def train(run: Run, *, minutes: float, seed: int) -> None:
             run.save()
             saved = time.monotonic()
     run.save()
-    run.save("final.pt")
 
 
 def _log(run: Run, seen: Counter[str], factor: float) -> None:
