@@ -47,6 +47,7 @@ class Generation:
 
     def events(self) -> Iterator[Event]:
         """Run it. `cancelled` is asked between steps and between chunks of the prompt."""
+        self._backend.activate()  # engines on different devices may share the process
         mx.reset_peak_memory()
         ids = self._request.prompt.ids
         canvas = self._settings.canvas_length or self._model.config.canvas_length

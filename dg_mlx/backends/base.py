@@ -76,8 +76,12 @@ class Backend:
         """Chip, memory and MLX version."""
         raise NotImplementedError
 
+    def activate(self) -> None:
+        """Make this the device of the operations that follow, in the whole process."""
+
     def prepare(self) -> None:
         """Set the process up, before a model is loaded."""
+        self.activate()
 
     def dtype(self, stored: mx.Dtype) -> mx.Dtype:
         """The type to compute in, for weights stored as `stored`."""

@@ -58,9 +58,13 @@ class Cpu(Backend):
             notes=(blas.NOTE,) if blas.NOTE else (),
         )
 
-    def prepare(self) -> None:
-        """Make the CPU the default device, and let numpy's BLAS use the calling thread only."""
+    def activate(self) -> None:
+        """Make the CPU the default device."""
         mx.set_default_device(mx.Device(mx.DeviceType.cpu))
+
+    def prepare(self) -> None:
+        """Use the CPU, and let numpy's BLAS use the calling thread only."""
+        super().prepare()
         for library in ThreadpoolController().lib_controllers:
             if "numpy" in library.filepath:
                 library.set_num_threads(1)

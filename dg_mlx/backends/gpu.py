@@ -29,7 +29,7 @@ class Gpu(Backend):
             mlx_version=version("mlx"),
         )
 
-    def prepare(self) -> None:
+    def activate(self) -> None:
         """Make the GPU the default device."""
         mx.set_default_device(mx.Device(mx.DeviceType.gpu))
 
