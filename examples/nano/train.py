@@ -1,4 +1,4 @@
-"""Train nano: uniform corruption of the canvas, cross-entropy, self-conditioning; one CPU thread.
+"""Train nano: uniform corruption of the canvas, cross-entropy, self-conditioning on a CPU.
 
 Run `python train.py --out RUN --minutes 85`; the same command again resumes from RUN/last.pt.
 """
