@@ -28,7 +28,7 @@ from .terminal import size
 
 CONTEXTS = (4_096, 16_384, 65_536, 131_072, 262_144)
 
-_PACKAGES = ("mlx", "mlx-lm", "transformers", "huggingface_hub", "safetensors", "numpy", "av")
+_PACKAGES = ("mlx", "transformers", "huggingface_hub", "safetensors", "numpy", "av")
 
 _EXAMPLES = """
 examples:
