@@ -47,6 +47,11 @@ class Engine:
         """The checkpoint's shape."""
         return self.model.config
 
+    @property
+    def dtype(self) -> str:
+        """What is computed in: "float32", "bfloat16" or "float16"."""
+        return next(name for name, dtype in DTYPES.items() if dtype == self.model.dtype)
+
     def stream(
         self,
         messages: Messages | Prompt,
@@ -67,11 +72,12 @@ class Engine:
         """
         prompt = self.prompt(messages, tools=tools, thinking=thinking)
         settings = settings or self.settings
-        self._check(prompt, settings)
+        canvas = settings.canvas(self.config.canvas_length)
         request = Request(
             prompt=prompt,
             settings=settings,
-            noise=noise or self._noise(seed, settings),
+            tokens=self._room(prompt, settings, canvas),
+            noise=noise or self._noise(seed, canvas),
             reply=self.processor.reply(thinking_open=prompt.thinking_open),
         )
         return WORKER.stream(
@@ -97,23 +103,15 @@ class Engine:
             raise PromptError("a Prompt is already encoded; pass tools and thinking to encode.")
         return messages
 
-    def _noise(self, seed: int, settings: GenerationSettings) -> SeededNoise:
-        return SeededNoise(
-            seed,
-            vocab=self.config.text.vocab_size,
-            canvas=settings.canvas_length or self.config.canvas_length,
-            backend=self.backend,
-        )
+    def _noise(self, seed: int, canvas: int) -> SeededNoise:
+        vocab = self.config.text.vocab_size
+        return SeededNoise(seed, vocab=vocab, canvas=canvas, backend=self.backend)
 
-    def _check(self, prompt: Prompt, settings: GenerationSettings) -> None:
+    def _room(self, prompt: Prompt, settings: GenerationSettings, canvas: int) -> int:
+        """Tokens of prompt and longest answer, in whole canvases. Raises what cannot be run."""
         if not prompt.ids:
             raise PromptError("the prompt is empty; write something.")
-        most, context = self.config.canvas_length, self.config.text.max_position_embeddings
-        canvas = settings.canvas_length or most
-        if canvas > most:
-            raise SettingsError(
-                f"canvas is {canvas}; this checkpoint allows 1..{most}. Pass --canvas {most}."
-            )
+        context = self.config.text.max_position_embeddings
         answer = -(-settings.max_new_tokens // canvas) * canvas
         if len(prompt.ids) + answer > context:
             raise PromptError(
@@ -123,6 +121,7 @@ class Engine:
         outside = [i for i in settings.eos_token_id if not 0 <= i < self.config.text.vocab_size]
         if outside:
             raise SettingsError(f"eos_token_id {outside} is not in the vocabulary; correct it.")
+        return len(prompt.ids) + answer
 
 
 def load(

@@ -28,6 +28,8 @@ class Request:
 
     prompt: Prompt
     settings: GenerationSettings
+    tokens: int
+    """Of the prompt and the longest answer, in whole canvases."""
     noise: Noise
     reply: ReplyParser
 
@@ -49,10 +51,7 @@ class Generation:
         """Run it. `cancelled` is asked between steps and between chunks of the prompt."""
         self._backend.activate()  # engines on different devices may share the process
         mx.reset_peak_memory()
-        ids = self._request.prompt.ids
-        canvas = self._settings.canvas_length or self._model.config.canvas_length
-        blocks = -(-self._settings.max_new_tokens // canvas)
-        self._cache = self._model.new_cache(reserve=len(ids) + blocks * canvas)
+        self._cache = self._model.new_cache(reserve=self._request.tokens)
         yield from self._prefill()
         for block in count():
             self._guess: list[int] = []
@@ -100,9 +99,7 @@ class Generation:
             conditioning = scaled.astype(self._model.dtype)
             mx.eval(canvas, conditioning, guess, entropy, accepted, stop)
             self._denoise_s += perf_counter() - start
-            if step == 1:
-                self._steps.append(0)
-            self._steps[-1] = step
+            self._steps[block:] = [step]
             earlier = [*earlier, guess][-max(settings.stability_threshold, 1) :]
             self._guess = [int(i) for i in np.array(guess[0])]
             yield self._draft(block, step, canvas, guess, accepted, entropy)

@@ -12,29 +12,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CheckpointError, MissingPackageError
+from .model import ImagePatches, VisionAttention
 from .settings import GenerationSettings
 from .shared_noise import Clock, SharedNoise
-
-VisionAttention = Literal["sliding", "all"]
-
-
-class Patches(Protocol):
-    """One picture, as `dg_mlx.model.media.ImagePatches` holds it."""
-
-    @property
-    def pixels_PC(self) -> NDArray[np.float32]:  # noqa: N802, D102
-        ...
-
-    @property
-    def grid(self) -> tuple[int, int]:  # noqa: D102
-        ...
 
 
 @dataclass(kw_only=True)
@@ -96,7 +83,7 @@ class Reference:
         ids_BS: NDArray[Any],
         cache: Any,
         *,
-        images: Sequence[Patches] = (),
+        images: Sequence[ImagePatches] = (),
         mask_BS: NDArray[np.bool_] | None = None,
     ) -> None:
         """Encode ids into the cache; `mask_BS` covers the cached ids too. Also commits a block."""
@@ -157,7 +144,7 @@ class Reference:
             ).logits
         return np.asarray(logits.float().numpy(), dtype=np.float32)
 
-    def vision(self, images: Sequence[Patches]) -> NDArray[np.float32]:
+    def vision(self, images: Sequence[ImagePatches]) -> NDArray[np.float32]:
         """Features of all pictures, one row per soft token, as they replace the embeddings."""
         pixels, positions = self._pixels(images)
         with self._torch.no_grad():
@@ -190,7 +177,7 @@ class Reference:
         *,
         settings: GenerationSettings,
         noise: SharedNoise,
-        images: Sequence[Patches] = (),
+        images: Sequence[ImagePatches] = (),
     ) -> Generation:
         """transformers' own `generate`, with all randomness taken from `noise`."""
         torch = self._torch
@@ -238,7 +225,7 @@ class Reference:
             eos_token_id=list(settings.eos_token_id) or [self.model.config.text_config.vocab_size],
         )
 
-    def _media(self, ids: Any, images: Sequence[Patches]) -> dict[str, Any]:
+    def _media(self, ids: Any, images: Sequence[ImagePatches]) -> dict[str, Any]:
         if not images:
             return {}
         pixels, positions = self._pixels(images)
@@ -248,7 +235,7 @@ class Reference:
             "mm_token_type_ids": (ids == self._image_token).long(),
         }
 
-    def _pixels(self, images: Sequence[Patches]) -> tuple[Any, Any]:
+    def _pixels(self, images: Sequence[ImagePatches]) -> tuple[Any, Any]:
         """Patches padded to the longest picture, and their (x, y), -1 where padded."""
         longest = max(i.pixels_PC.shape[0] for i in images)
         width = images[0].pixels_PC.shape[1]

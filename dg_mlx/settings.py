@@ -69,6 +69,15 @@ class GenerationSettings:
         left = self.max_denoising_steps - step + 1
         return self.t_min + (self.t_max - self.t_min) * left / self.max_denoising_steps
 
+    def canvas(self, longest: int) -> int:
+        """Tokens per canvas, where the checkpoint allows `longest`. Raises `SettingsError`."""
+        canvas = longest if self.canvas_length is None else self.canvas_length
+        if canvas > longest:
+            raise SettingsError(
+                f"canvas is {canvas}; this checkpoint allows 1..{longest}. Pass --canvas {longest}."
+            )
+        return canvas
+
     @staticmethod
     def load(folder: Path) -> GenerationSettings:
         """Read `generation_config.json`, or the copy in `config.json`. Raises `CheckpointError`."""

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .engine import Engine
-from .events import Committed
 from .processor import Prompt
 from .reference import Reference
 from .shared_noise import SharedNoise
@@ -84,13 +83,12 @@ def compare(
     """
     config = engine.config
     noise = SharedNoise(seed, length=config.canvas_length, vocab=config.text.vocab_size)
-    dtype = str(engine.model.dtype).removeprefix("mlx.core.")
     stages, agreement = WORKER.call(lambda: _stages(engine, reference, prompt, steps, noise))
     ours, theirs = _answers(engine, reference, prompt, noise)
     differing = (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
     return Report(
-        dtype=dtype,
-        tolerance=TOLERANCE[dtype] if tolerance is None else tolerance,
+        dtype=engine.dtype,
+        tolerance=TOLERANCE[engine.dtype] if tolerance is None else tolerance,
         stages=tuple(stages),
         agreement=agreement,
         tokens=len(theirs),
@@ -140,8 +138,7 @@ def _answers(
     settings = engine.settings.replace(max_new_tokens=engine.config.canvas_length)
     images = prompt.media.images if prompt.media is not None else ()
     theirs = reference.generate(prompt.ids, settings=settings, noise=noise, images=images)
-    events = engine.stream(prompt, settings=settings, noise=noise)
-    return [i for event in events if isinstance(event, Committed) for i in event.ids], theirs.ids
+    return engine.generate(prompt, settings=settings, noise=noise).ids, theirs.ids
 
 
 class _Probe:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from published import PUBLISHED
 
 from dg_mlx.config import ModelConfig, Quantization
 from dg_mlx.errors import CheckpointError, SettingsError
@@ -16,17 +17,6 @@ from dg_mlx.settings import GenerationSettings
 
 LAYOUTS = ("hub", "mlx-bf16", "mlx-8bit", "mlx-4bit")
 BUNDLED = Path("dg_mlx/nano")
-
-SETTINGS = GenerationSettings(
-    max_new_tokens=256,
-    max_denoising_steps=48,
-    entropy_bound=0.1,
-    t_max=0.8,
-    t_min=0.4,
-    stability_threshold=1,
-    confidence_threshold=0.005,
-    eos_token_id=(1, 106, 50),
-)
 
 
 def nano() -> dict[str, Any]:
@@ -87,7 +77,7 @@ def test_packing_of_the_conversions(reference: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["hub", "mlx-4bit"])
 def test_settings_from_their_file_or_from_the_config(reference: Path, layout: str) -> None:
-    assert GenerationSettings.load(reference / layout) == SETTINGS
+    assert GenerationSettings.load(reference / layout) == PUBLISHED
 
 
 def test_per_layer_spelling() -> None:
@@ -222,18 +212,18 @@ def test_bad_generation_configs(key: str, value: Any, message: str) -> None:
 )
 def test_settings_out_of_range(name: str, value: Any, wanted: str) -> None:
     with pytest.raises(SettingsError) as raised:
-        SETTINGS.replace(**{name: value})
+        PUBLISHED.replace(**{name: value})
     assert f"{name} is {value!r}; it must be {wanted}" in str(raised.value)
 
 
 def test_unknown_setting() -> None:
     with pytest.raises(SettingsError, match=r"no setting 'steps'; choose from max_new_tokens"):
-        SETTINGS.replace(steps=3)
+        PUBLISHED.replace(steps=3)
 
 
 def test_replace_leaves_the_original() -> None:
-    assert SETTINGS.replace(entropy_bound=0.2).entropy_bound == 0.2
-    assert SETTINGS.entropy_bound == 0.1
+    assert PUBLISHED.replace(entropy_bound=0.2).entropy_bound == 0.2
+    assert PUBLISHED.entropy_bound == 0.1
 
 
 positive = st.floats(1e-6, 1e3)
@@ -249,7 +239,7 @@ positive = st.floats(1e-6, 1e3)
 def test_temperature_falls_from_t_max_towards_t_min(
     steps: int, t_min: float, above: float, bound: float, data: st.DataObject
 ) -> None:
-    settings = SETTINGS.replace(
+    settings = PUBLISHED.replace(
         max_denoising_steps=steps, t_min=t_min, t_max=t_min + above, entropy_bound=bound
     )
     step = data.draw(st.integers(1, steps))
@@ -262,7 +252,7 @@ def test_temperature_falls_from_t_max_towards_t_min(
 @given(st.integers(-100, 100))
 def test_whole_numbers_are_checked(value: int) -> None:
     if value >= 1:
-        assert SETTINGS.replace(max_denoising_steps=value).max_denoising_steps == value
+        assert PUBLISHED.replace(max_denoising_steps=value).max_denoising_steps == value
     else:
         with pytest.raises(SettingsError):
-            SETTINGS.replace(max_denoising_steps=value)
+            PUBLISHED.replace(max_denoising_steps=value)

@@ -8,24 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from published import PUBLISHED
 
 import dg_mlx
 from dg_mlx import sampling
 from dg_mlx.backends.base import Backend
 from dg_mlx.backends.cpu import Cpu
 from dg_mlx.sampling import SeededNoise
-from dg_mlx.settings import GenerationSettings
 
-CHECKPOINT = GenerationSettings(
-    max_new_tokens=256,
-    max_denoising_steps=48,
-    entropy_bound=0.1,
-    t_max=0.8,
-    t_min=0.4,
-    stability_threshold=1,
-    confidence_threshold=0.005,
-    eos_token_id=(1, 106, 50),
-)
 BACKENDS = [Backend(), Cpu()]
 
 entropies = hnp.arrays(
@@ -118,11 +108,11 @@ def test_confident_is_a_mean_per_row_and_strict():
 
 
 def test_temperature_falls_from_the_maximum_in_equal_steps():
-    assert CHECKPOINT.temperature(1) == pytest.approx(0.8)
-    assert CHECKPOINT.temperature(48) == pytest.approx(0.4 + 0.4 / 48)
-    steps = [CHECKPOINT.temperature(k) for k in range(1, 49)]
+    assert PUBLISHED.temperature(1) == pytest.approx(0.8)
+    assert PUBLISHED.temperature(48) == pytest.approx(0.4 + 0.4 / 48)
+    steps = [PUBLISHED.temperature(k) for k in range(1, 49)]
     assert np.diff(steps) == pytest.approx(-0.4 / 48)
-    assert CHECKPOINT.replace(max_denoising_steps=1).temperature(1) == pytest.approx(0.8)
+    assert PUBLISHED.replace(max_denoising_steps=1).temperature(1) == pytest.approx(0.8)
 
 
 logit_rows = hnp.arrays(

@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from dg_mlx.config import Quantization
-from dg_mlx.plan import SCORES_BYTES
+from dg_mlx.plan import BF16, SCORES_BYTES
 
 Mask = mx.array | Literal["causal"] | None
 
@@ -32,6 +32,10 @@ class Device:
     memory_bytes: int
     """What a model may use in all."""
     mlx_version: str
+    itemsize: int = BF16
+    """Bytes of a number in what is computed from the published checkpoints."""
+    unpacks: bool = False
+    """A packed matrix is unpacked for its product."""
     notes: tuple[str, ...] = ()
     """What keeps this machine from its best, one sentence each."""
 

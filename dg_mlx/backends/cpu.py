@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from dg_mlx import blas
+from dg_mlx.plan import FP32
 
 from .base import Backend, Device, Mask, Packed, Vocabulary
 
@@ -55,6 +56,8 @@ class Cpu(Backend):
             chip=_processor(),
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             mlx_version=version("mlx"),
+            itemsize=FP32,
+            unpacks=True,
             notes=(blas.NOTE,) if blas.NOTE else (),
         )
 

@@ -98,7 +98,7 @@ def _model_report(found: Candidate, contexts: tuple[int, ...], here: Machine) ->
                     context=n,
                     weights_bytes=weights,
                     itemsize=here.itemsize,
-                    unpacks=here.unpacks(found),
+                    unpacks=found.packed and here.unpacks,
                 ),
                 n,
                 here,

@@ -33,21 +33,16 @@ class Machine:
     memory_bytes: int
     mlx_version: str | None
     """None: MLX is not installed."""
+    itemsize: int
+    """Bytes of a computed number."""
+    unpacks: bool
+    """A packed matrix is unpacked for its product."""
     notes: tuple[str, ...]
 
     @property
     def usable_bytes(self) -> int:
         """What a plan may take."""
         return int(self.memory_bytes * (1 - RESERVED_SHARE))
-
-    def unpacks(self, found: Candidate) -> bool:
-        """Whether a packed matrix is unpacked for its product: the CPU does that."""
-        return found.packed and self.backend == "cpu"
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of a computed number: the CPU computes in fp32."""
-        return FP32 if self.backend == "cpu" else BF16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +67,8 @@ def machine(backend: str = "auto") -> Machine:
             chip=platform.processor() or platform.machine(),
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             mlx_version=None,
+            itemsize=FP32,
+            unpacks=True,
             notes=(
                 'MLX is not installed; run `pip install "dg-mlx[cuda13]"` with an NVIDIA GPU, else '
                 '`pip install "dg-mlx[cpu]"`',
@@ -83,6 +80,8 @@ def machine(backend: str = "auto") -> Machine:
         chip=device.chip,
         memory_bytes=device.memory_bytes,
         mlx_version=device.mlx_version,
+        itemsize=device.itemsize,
+        unpacks=device.unpacks,
         notes=device.notes,
     )
 
@@ -129,7 +128,7 @@ def context_limit(found: Candidate, here: Machine) -> int:
         here.usable_bytes,
         weights_bytes=loaded_bytes(found, here.itemsize),
         itemsize=here.itemsize,
-        unpacks=here.unpacks(found),
+        unpacks=found.packed and here.unpacks,
     )
 
 

@@ -37,10 +37,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"bundled name, folder or hub repo id (default: {DEFAULT_MODEL})",
     )
-    group.add_argument("--backend", default="auto", help="auto, metal, cuda or cpu (default: auto)")
-    group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: the backend's)")
-    group.add_argument("--offline", action="store_true", help="use what is in the cache only")
+    add_device(group)
     group.add_argument("--revision", help="branch, tag or commit of a hub repo")
+
+
+def add_device(parser: argparse._ActionsContainer) -> None:
+    """Where to run a model, and whether it may be fetched."""
+    parser.add_argument(
+        "--backend", default="auto", help="auto, metal, cuda or cpu (default: auto)"
+    )
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: the backend's)")
+    parser.add_argument("--offline", action="store_true", help="use what is in the cache only")
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

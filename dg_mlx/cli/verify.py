@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dg_mlx.errors import CheckpointError, SettingsError
 
-from .options import media_part, user_message
+from .options import add_device, media_part, user_message
 
 if TYPE_CHECKING:
     from dg_mlx.verify import Report
@@ -38,9 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=4, metavar="N", help="steps (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     parser.add_argument("--tolerance", type=float, metavar="X", help="share of the largest value")
-    parser.add_argument("--backend", default="auto", help="auto, metal, cuda or cpu")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: the backend's)")
-    parser.add_argument("--offline", action="store_true", help="use what is in the cache only")
+    add_device(parser)
     parser.add_argument("--json", action="store_true", help="everything as one JSON object")
 
 
@@ -64,8 +62,7 @@ def run(args: argparse.Namespace) -> int:
             f"{args.model} and {args.against} have different shapes; give the checkpoint that "
             "MODEL was made from."
         )
-    dtype = str(engine.model.dtype).removeprefix("mlx.core.")
-    reference = Reference(other, dtype=dtype)
+    reference = Reference(other, dtype=engine.dtype)
     prompt = engine.processor.encode([user_message(args.prompt, images)])
     report = compare(
         engine, reference, prompt, steps=args.steps, seed=args.seed, tolerance=args.tolerance

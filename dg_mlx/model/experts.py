@@ -5,6 +5,9 @@ Legend: B batch, L tokens, T = B * L, H hidden, I width, E experts, A experts pe
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -17,11 +20,13 @@ from .linear import ExpertLinear, Linear
 class GatedMLP(nn.Module):
     """`down(gelu(gate(x)) * up(x))`."""
 
-    def __init__(self, backend: Backend, hidden: int, width: int) -> None:
+    def __init__(
+        self, backend: Backend, hidden: int, width: int, linear: Callable[..., Any] = Linear
+    ) -> None:
         super().__init__()
-        self.gate_proj = Linear(backend, width, hidden)
-        self.up_proj = Linear(backend, width, hidden)
-        self.down_proj = Linear(backend, hidden, width)
+        self.gate_proj = linear(backend, width, hidden)
+        self.up_proj = linear(backend, width, hidden)
+        self.down_proj = linear(backend, hidden, width)
         self._backend = backend
 
     def __call__(self, x: mx.array) -> mx.array:

@@ -71,22 +71,20 @@ class TextLayer(nn.Module):
         self.self_attn.write(self.input_layernorm(x_BLH), cache, offset)
 
 
-class SelfConditioning(nn.Module):
-    """Adds what the previous step believed to the canvas embedding."""
+class SelfConditioning(GatedMLP):
+    """Adds what the previous step believed, through a gated MLP, to the canvas embedding."""
 
     def __init__(self, config: TextConfig, backend: Backend) -> None:
-        super().__init__()
-        mlp = GatedMLP(backend, config.hidden_size, config.intermediate_size)
-        self.gate_proj, self.up_proj = mlp.gate_proj, mlp.up_proj
-        self.down_proj = mlp.down_proj
+        super().__init__(backend, config.hidden_size, config.intermediate_size)
         self.pre_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self._backend, self._eps = backend, config.rms_norm_eps
+        self._eps = config.rms_norm_eps
 
-    def __call__(self, x_BLH: mx.array, signal_BLH: mx.array | None) -> mx.array:
+    def __call__(  # type: ignore[override]
+        self, x_BLH: mx.array, signal_BLH: mx.array | None
+    ) -> mx.array:
         """`signal` is None at the first step of a block, which means zeros."""
         if signal_BLH is not None:
-            s = self.pre_norm(signal_BLH)
-            x_BLH = x_BLH + self.down_proj(self._backend.gated(self.gate_proj(s), self.up_proj(s)))
+            x_BLH = x_BLH + super().__call__(self.pre_norm(signal_BLH))
         return mx.fast.rms_norm(x_BLH, None, self._eps)
 
 

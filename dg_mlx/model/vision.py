@@ -29,20 +29,6 @@ class ClippableLinear(nn.Module):
         return self.linear(x)
 
 
-class VisionMLP(nn.Module):
-    """Gated MLP with the tower's names."""
-
-    def __init__(self, config: VisionConfig, backend: Backend) -> None:
-        super().__init__()
-        hidden, width = config.hidden_size, config.intermediate_size
-        self.gate_proj = ClippableLinear(backend, width, hidden)
-        self.up_proj = ClippableLinear(backend, width, hidden)
-        self.down_proj = ClippableLinear(backend, hidden, width)
-        self._backend = backend
-
-    __call__ = GatedMLP.__call__
-
-
 class VisionAttention(nn.Module):
     """All patches see each other; the head turns half with the column, half with the row."""
 
@@ -81,7 +67,8 @@ class VisionLayer(nn.Module):
             return nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
         self.self_attn = VisionAttention(config, backend)
-        self.mlp = VisionMLP(config, backend)
+        hidden, width = config.hidden_size, config.intermediate_size
+        self.mlp = GatedMLP(backend, hidden, width, linear=ClippableLinear)
         self.input_layernorm, self.post_attention_layernorm = norm(), norm()
         self.pre_feedforward_layernorm, self.post_feedforward_layernorm = norm(), norm()
 
