@@ -103,7 +103,7 @@ def _stages(
     images = prompt.media.images if prompt.media is not None else ()
     stages: list[Stage] = []
     if images:
-        features = mx.concatenate([model.image_features(image) for image in images])
+        features = mx.concatenate([model.image_features([image]) for image in images])
         stages.append(_stage("vision features", _plain(features), reference.vision(images)))
 
     cache, cache_ref = model.new_cache(), reference.new_cache()

@@ -24,6 +24,9 @@ from .media import ImagePatches, Media
 from .text import Decoder
 from .vision import VisionEmbedder, VisionTower
 
+PATCHES = 4096
+"""Most patches of pictures that run together; a picture of more runs alone."""
+
 
 class EncoderLayer(nn.Module):
     """What the encoder does not share with the decoder."""
@@ -141,9 +144,17 @@ class DiffusionGemma(nn.Module):
         `images` are the pictures, each with the index of its first soft token in `ids_BC`.
         """
         x = self._embed(ids_BC)
-        for image, at in images:
-            x[image.row, at : at + image.tokens] = self.image_features(image).astype(x.dtype)
-        return x
+        if not images:
+            return x
+        index_BC, features, count = np.arange(ids_BC.size).reshape(ids_BC.shape), [], ids_BC.size
+        for run in _runs(images):
+            features.append(self.image_features([image for image, _ in run]).astype(x.dtype))
+            for image, at in run:
+                index_BC[image.row, at : at + image.tokens] = count + np.arange(image.tokens)
+                count += image.tokens
+        # One gather: a slice assignment per picture would copy all the others.
+        rows = mx.concatenate([x.reshape(-1, x.shape[-1]), *features])
+        return rows[mx.array(index_BC)]
 
     def prompt_masks(
         self,
@@ -175,11 +186,12 @@ class DiffusionGemma(nn.Module):
         """The encoder's own scalar of each layer."""
         return [layer.layer_scalar for layer in self.model.encoder.language_model.layers]
 
-    def image_features(self, image: ImagePatches) -> mx.array:
-        """(soft tokens, H): one picture in the text layers' space."""
+    def image_features(self, images: Sequence[ImagePatches]) -> mx.array:
+        """(soft tokens, H): pictures of one grid in the text layers' space, one after another."""
         encoder = self.model.encoder
-        features = encoder.vision_tower(mx.array(image.pixels_PC), image.grid)
-        return encoder.embed_vision(features)
+        pixels_NPC = mx.array(np.stack([image.pixels_PC for image in images]))
+        features = encoder.embed_vision(encoder.vision_tower(pixels_NPC, images[0].grid))
+        return features.reshape(-1, features.shape[-1])
 
     def denoise(
         self,
@@ -243,6 +255,18 @@ def _chunks(length: int, chunk: int, images: Sequence[ImagePatches]) -> Iterator
                 break
         yield start, end
         start = end
+
+
+def _runs(
+    images: Sequence[tuple[ImagePatches, int]],
+) -> Iterator[list[tuple[ImagePatches, int]]]:
+    """Pictures of one grid, so many at a time that their patches stay few."""
+    grids: dict[tuple[int, int], list[tuple[ImagePatches, int]]] = {}
+    for image, at in images:
+        grids.setdefault(image.grid, []).append((image, at))
+    for (rows, columns), same in grids.items():
+        size = max(1, PATCHES // (rows * columns))
+        yield from (same[start : start + size] for start in range(0, len(same), size))
 
 
 def _spans(images: Sequence[ImagePatches]) -> list[tuple[int, int]]:

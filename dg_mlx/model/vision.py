@@ -1,8 +1,9 @@
-"""The vision tower: patches of one image to soft tokens for the text layers.
+"""The vision tower: patches of pictures to soft tokens for the text layers.
 
-Images run one at a time without padding patches, so that no mask is needed.
+Only pictures of one grid run together, without padding patches, so that no mask is needed.
 
-Legend: P patches, C = 3 * patch_size**2 values of a patch, H hidden, S soft tokens, D head size.
+Legend: N pictures, P patches of each, C = 3 * patch_size**2 values of a patch, H hidden, S soft
+tokens, D head size.
 """
 
 from __future__ import annotations
@@ -43,18 +44,19 @@ class VisionAttention(nn.Module):
         self.k_norm = nn.RMSNorm(size, config.rms_norm_eps)
         self._backend, self._size, self._eps = backend, size, config.rms_norm_eps
 
-    def __call__(self, x_PH: mx.array, turn: tuple[mx.array, mx.array]) -> mx.array:
+    def __call__(self, x_NPH: mx.array, turn: tuple[mx.array, mx.array]) -> mx.array:
         """`turn` is the cosine and sine of each patch's angles, (P, 1, 2, D/4)."""
+        pictures, patches, _ = x_NPH.shape
 
         def heads(x: mx.array) -> mx.array:
-            return x.reshape(x.shape[0], -1, self._size)
+            return x.reshape(pictures, patches, -1, self._size)
 
-        q = _rotate(self.q_norm(heads(self.q_proj(x_PH))), turn)
-        k = _rotate(self.k_norm(heads(self.k_proj(x_PH))), turn)
-        v = mx.fast.rms_norm(heads(self.v_proj(x_PH)), None, self._eps)
-        q, k, v = (a.swapaxes(0, 1)[None] for a in (q, k, v))
+        q = _rotate(self.q_norm(heads(self.q_proj(x_NPH))), turn)
+        k = _rotate(self.k_norm(heads(self.k_proj(x_NPH))), turn)
+        v = mx.fast.rms_norm(heads(self.v_proj(x_NPH)), None, self._eps)
+        q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
         y = self._backend.attention(q, k, v, None)
-        return self.o_proj(y[0].swapaxes(0, 1).reshape(x_PH.shape[0], -1))
+        return self.o_proj(y.swapaxes(1, 2).reshape(pictures, patches, -1))
 
 
 class VisionLayer(nn.Module):
@@ -72,12 +74,12 @@ class VisionLayer(nn.Module):
         self.input_layernorm, self.post_attention_layernorm = norm(), norm()
         self.pre_feedforward_layernorm, self.post_feedforward_layernorm = norm(), norm()
 
-    def __call__(self, x_PH: mx.array, turn: tuple[mx.array, mx.array]) -> mx.array:
+    def __call__(self, x_NPH: mx.array, turn: tuple[mx.array, mx.array]) -> mx.array:
         """Same shape out as in; `turn` as in `VisionAttention`."""
-        y = self.self_attn(self.input_layernorm(x_PH), turn)
-        x_PH = x_PH + self.post_attention_layernorm(y)
-        y = self.mlp(self.pre_feedforward_layernorm(x_PH))
-        return x_PH + self.post_feedforward_layernorm(y)
+        y = self.self_attn(self.input_layernorm(x_NPH), turn)
+        x_NPH = x_NPH + self.post_attention_layernorm(y)
+        y = self.mlp(self.pre_feedforward_layernorm(x_NPH))
+        return x_NPH + self.post_feedforward_layernorm(y)
 
 
 class PatchEmbedder(nn.Module):
@@ -90,10 +92,10 @@ class PatchEmbedder(nn.Module):
             (2, config.position_embedding_size, config.hidden_size)
         )
 
-    def __call__(self, pixels_PC: mx.array, column_P: mx.array, row_P: mx.array) -> mx.array:
-        """(P, H) from pixels in 0..1 and each patch's place in the grid."""
+    def __call__(self, pixels_NPC: mx.array, column_P: mx.array, row_P: mx.array) -> mx.array:
+        """(N, P, H) from pixels in 0..1 and each patch's place in the grid."""
         columns, rows = self.position_embedding_table
-        x = self.input_proj((2 * (pixels_PC - 0.5)).astype(columns.dtype))
+        x = self.input_proj((2 * (pixels_NPC - 0.5)).astype(columns.dtype))
         return x + columns[column_P] + rows[row_P]
 
 
@@ -117,12 +119,12 @@ class VisionTower(nn.Module):
             self.std_scale = mx.ones(config.hidden_size)
         self._config = config
 
-    def __call__(self, pixels_PC: mx.array, grid: tuple[int, int]) -> mx.array:
-        """(S, H) from patches in row-major order; `grid` is (rows, columns)."""
+    def __call__(self, pixels_NPC: mx.array, grid: tuple[int, int]) -> mx.array:
+        """(N, S, H) from patches in row-major order; `grid` is (rows, columns)."""
         rows, columns = grid
         column_P = mx.tile(mx.arange(columns), rows)
         row_P = mx.repeat(mx.arange(rows), columns)
-        x = self.patch_embedder(pixels_PC, column_P, row_P)
+        x = self.patch_embedder(pixels_NPC, column_P, row_P)
         turn = self._angles(column_P, row_P)
         for layer in self.encoder.layers:
             x = layer(x, turn)
@@ -135,12 +137,13 @@ class VisionTower(nn.Module):
         angle = position[:, None, :, None] * frequency
         return mx.cos(angle), mx.sin(angle)
 
-    def _pool(self, x_PH: mx.array, grid: tuple[int, int]) -> mx.array:
+    def _pool(self, x_NPH: mx.array, grid: tuple[int, int]) -> mx.array:
         """Mean over squares of patches, scaled and standardised in fp32."""
-        side = self._config.pooling_kernel_size
+        pictures, side = x_NPH.shape[0], self._config.pooling_kernel_size
         rows, columns = grid[0] // side, grid[1] // side
-        x = x_PH.astype(mx.float32).reshape(rows, side, columns, side, -1).mean(axis=(1, 3))
-        x = x.reshape(rows * columns, -1) * self._config.hidden_size**0.5
+        x = x_NPH.astype(mx.float32).reshape(pictures, rows, side, columns, side, -1)
+        x = x.mean(axis=(2, 4)).reshape(pictures, rows * columns, -1)
+        x = x * self._config.hidden_size**0.5
         if self._config.standardize:
             bias, scale = self.std_bias.astype(mx.float32), self.std_scale.astype(mx.float32)
             x = (x - bias) * scale
@@ -155,15 +158,15 @@ class VisionEmbedder(nn.Module):
         self.embedding_projection = Linear(backend, hidden, vision.hidden_size)
         self._eps = vision.rms_norm_eps
 
-    def __call__(self, x_SH: mx.array) -> mx.array:
-        """(S, hidden size of the text layers)."""
-        return self.embedding_projection(mx.fast.rms_norm(x_SH, None, self._eps))
+    def __call__(self, x_NSH: mx.array) -> mx.array:
+        """(N, S, hidden size of the text layers)."""
+        return self.embedding_projection(mx.fast.rms_norm(x_NSH, None, self._eps))
 
 
-def _rotate(x_PND: mx.array, turn: tuple[mx.array, mx.array]) -> mx.array:
-    """Rope in two dimensions: each half of the head turns by its own position."""
-    cos, sin = (t.astype(x_PND.dtype) for t in turn)
-    pairs = x_PND.reshape(*x_PND.shape[:2], 2, 2, -1)  # (axis, side of the pair, frequency)
-    a, b = pairs[:, :, :, 0], pairs[:, :, :, 1]
-    turned = mx.stack([a * cos - b * sin, b * cos + a * sin], axis=3)
-    return turned.reshape(x_PND.shape)
+def _rotate(x: mx.array, turn: tuple[mx.array, mx.array]) -> mx.array:
+    """Rope in two dimensions, of (N, P, heads, D): each half of a head has its own position."""
+    cos, sin = (t.astype(x.dtype) for t in turn)
+    pairs = x.reshape(*x.shape[:3], 2, 2, -1)  # (axis, side of the pair, frequency)
+    a, b = pairs[..., 0, :], pairs[..., 1, :]
+    turned = mx.stack([a * cos - b * sin, b * cos + a * sin], axis=-2)
+    return turned.reshape(x.shape)

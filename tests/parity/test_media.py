@@ -65,7 +65,7 @@ def test_logits(name, case, attention, ours, theirs, same):
 def test_vision_features(name, ours, theirs, same):
     given = prompt(SHAPES[name], [1, (6, 6), 1, (3, 15), 1, (12, 3), 1], seed=2)
     images = given.media.images
-    features = [np.array(ours(name).model.image_features(image)) for image in images]
+    features = [np.array(ours(name).model.image_features([image])) for image in images]
     together = theirs(name).vision(images)
     alone = [theirs(name).vision([image]) for image in images]
     same("vision features", np.concatenate(features), together)
