@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from . import adapter as adapters
 from .backends import Backend, choose
 from .config import ModelConfig
 from .errors import BackendError, PromptError, SettingsError
 from .events import Event, Reply, collect
 from .generation import Generation, Request
 from .hub import require_memory, resolve
-from .model import DiffusionGemma, VisionAttention
+from .model import DiffusionGemma, VisionAttention, lora
 from .processor import Messages, Processor, Prompt
 from .sampling import Noise, SeededNoise
 from .settings import GenerationSettings
@@ -132,11 +135,13 @@ def load(
     vision_attention: VisionAttention = "sliding",
     offline: bool = False,
     revision: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Engine:
     """Load a checkpoint: a bundled name ("nano"), a hub repo id, or a folder.
 
-    `dtype` ("float32", "bfloat16", "float16") is chosen by the backend when None. Raises
-    `HubError`, `CheckpointError`, `BackendError` and `MemoryLimitError`.
+    `dtype` ("float32", "bfloat16", "float16") is chosen by the backend when None. `adapter` is the
+    folder of a LoRA adapter: it is added to weights that are not packed, and computed beside those
+    that are. Raises `HubError`, `CheckpointError`, `BackendError` and `MemoryLimitError`.
     """
     if dtype is not None and dtype not in DTYPES:
         raise BackendError(f"there is no dtype {dtype!r}; choose from {', '.join(DTYPES)}.")
@@ -152,6 +157,9 @@ def load(
     def build() -> DiffusionGemma:
         model = DiffusionGemma(config, device, vision_attention)
         load_weights(model, config, folder, wanted)
+        if adapter is not None:
+            adapters.load(model, Path(adapter).expanduser())
+            lora.merge(model)
         return model
 
     model = WORKER.call(build)

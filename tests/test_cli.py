@@ -98,6 +98,7 @@ def test_bad_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> 
         (["generate", "hi", "--model", "nano", "--dtype", "int3"], "no dtype 'int3'"),
         (["generate", "hi", "--model", "nano", "--steps", "0"], "max_denoising_steps is 0;"),
         (["generate", "hi", "--model", "nano", "--t-max", "0.1"], "t_max is 0.1;"),
+        (["generate", "hi", "--adapter", "/no/such"], "/no/such holds no LoRA adapter; give"),
         (["generate", "--model", "nano"], "there is no prompt; write one:"),
         (["generate", "--image", "no.png", "hi"], "there is no image 'no.png'"),
         (["generate", "--tools", "no.json", "hi"], "--tools no.json cannot be read"),
@@ -166,12 +167,11 @@ def test_stats_only_when_asked_or_watched(
 def test_options_reach_the_engine(engine: fakes.FakeEngine) -> None:
     options = """generate --model m --seed 5 --max-tokens 6 --steps 9 --entropy-bound .2 --t-min .3
         --t-max .9 --confidence-threshold .01 --stability-threshold 2 --backend cpu
-        --dtype float32 --offline --revision r --system be --think hi"""
+        --dtype float32 --offline --revision r --adapter a --system be --think hi"""
     cli.main(options.split())
     asked, settings = engine.asked[0], engine.asked[0]["settings"]
-    assert engine.loaded == [
-        ("m", {"backend": "cpu", "dtype": "float32", "offline": True, "revision": "r"})
-    ]
+    how = {"backend": "cpu", "dtype": "float32", "offline": True, "revision": "r", "adapter": "a"}
+    assert engine.loaded == [("m", how)]
     assert asked["messages"] == [
         {"role": "system", "content": "be"},
         {"role": "user", "content": "hi"},

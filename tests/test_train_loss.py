@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
+from dg_mlx.backends import Backend
 from dg_mlx.config import ModelConfig
 from dg_mlx.errors import SettingsError
 from dg_mlx.model import DiffusionGemma, ImagePatches, Media
 from dg_mlx.train import loss as loss_module
-from dg_mlx.train.backend import Training
 from dg_mlx.train.batch import Batch, Draw, Example, collate
 from dg_mlx.train.loss import Objective, draw, gradients, loss, next_tokens
 from dg_mlx.weights import load
@@ -29,7 +29,7 @@ CANVAS, VOCAB = tiny.CANVAS, tiny.VOCAB
 def model(tmp_path_factory: pytest.TempPathFactory) -> DiffusionGemma:
     folder = tiny.write(tmp_path_factory.mktemp("checkpoint"))
     config = ModelConfig.load(folder)
-    model = DiffusionGemma(config, Training())
+    model = DiffusionGemma(config, Backend())
     load(model, config, folder, mx.float32)
     return model
 
@@ -47,6 +47,7 @@ def examples(*sizes: tuple[int, int], seed: int = 0) -> list[Example]:
         Example(
             ids=rng.integers(4, 100, length).tolist(),
             answer=rng.integers(4, 100, blocks * CANVAS).tolist(),
+            canvases=blocks,
         )
         for length, blocks in sizes
     ]
@@ -93,6 +94,24 @@ def test_noise_levels_are_uniform_and_tokens_independent() -> None:
 def test_self_conditioning_of_none_or_all(share: float) -> None:
     noise = drawn(1, batch=50, objective=Objective(self_conditioning=share))
     assert noise.conditioned_B.all() == bool(share) and noise.conditioned_B.any() == bool(share)
+
+
+def test_noise_can_be_more_and_from_the_answer() -> None:
+    objective = Objective(noise_power=0.5, noise_from_answer=0.25)
+    noise = drawn(2, batch=4000, objective=objective)
+    assert noise.replaced_BL.mean() == pytest.approx(2 / 3, abs=0.01)  # the mean of u ** 0.5
+    assert noise.copied_BL is not None
+    assert (noise.copied_BL >= 0).mean() == pytest.approx(0.25, abs=0.01)
+    (example,) = examples((3, 1))
+    all_copied = Draw(
+        block_B=np.array([0]),
+        replaced_BL=np.ones((1, CANVAS), np.bool_),
+        noise_BL=np.zeros((1, CANVAS), np.int32),
+        conditioned_B=np.array([False]),
+        copied_BL=np.arange(CANVAS)[None, ::-1],
+    )
+    batch = collate([example], all_copied)
+    np.testing.assert_array_equal(batch.noisy_BL[0], example.answer[::-1])
 
 
 def test_only_the_chosen_canvas_is_corrupted() -> None:
@@ -156,7 +175,7 @@ def test_padding_and_company_change_nothing(model: DiffusionGemma) -> None:
     together = loss(model, collate(given, noise), Objective())
     alone = [
         loss(model, collate([given[i]], Draw(**{n: getattr(noise, n)[i : i + 1]
-             for n in Draw.__slots__})), Objective()).total.item()
+             for n in Draw.__slots__ if n != "copied_BL"})), Objective()).total.item()
         for i in range(2)
     ]  # fmt: skip
     assert together.total.item() == pytest.approx(sum(alone) / 2, abs=1e-5)
@@ -201,7 +220,7 @@ def test_computing_again_spares_memory() -> None:
     for layers in (4, 16):
         kinds = [tiny.S] * (layers - 1) + [tiny.F]
         data = tiny.config(layer_types=kinds, num_hidden_layers=layers)
-        model = DiffusionGemma(ModelConfig.from_dict(data), Training())
+        model = DiffusionGemma(ModelConfig.from_dict(data), Backend())
         mx.eval(model.parameters())
         for checkpoint in (False, True):
             before = mx.get_active_memory()

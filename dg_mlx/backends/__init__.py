@@ -8,9 +8,28 @@ import mlx.core as mx
 
 from dg_mlx.errors import BackendError
 
-from .base import Backend, Device, Packed, Vocabulary, checked
+from .base import (
+    Adapted,
+    Backend,
+    Device,
+    Frozen,
+    LowRank,
+    Packed,
+    Vocabulary,
+    checked,
+)
 
-__all__ = ["NAMES", "Backend", "Device", "Packed", "Vocabulary", "choose"]
+__all__ = [
+    "NAMES",
+    "Adapted",
+    "Backend",
+    "Device",
+    "Frozen",
+    "LowRank",
+    "Packed",
+    "Vocabulary",
+    "choose",
+]
 
 NAMES = ("auto", "metal", "cuda", "cpu")
 

@@ -4,7 +4,8 @@
 there, and `checked` compares every override with the form below on this machine before it is used.
 
 Legend: B batch, L queries, S keys, N query heads, K key/value heads, D head size, T tokens,
-H hidden, I expert width, E experts, A experts per token, V vocabulary.
+H hidden, I expert width or inputs, O outputs, E experts, A experts per token, r rank,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -61,6 +62,46 @@ class Packed(NamedTuple):
         assert self.scales is not None
         plain = mx.dequantize(self.weight, self.scales, self.biases, **_spec(self.spec))
         return plain.astype(dtype)
+
+
+class Frozen(Packed):
+    """A weight that no gradient is needed of."""
+
+
+class LowRank(NamedTuple):
+    """What an adapter adds to a weight: scale * b @ a, per expert where there are several."""
+
+    a: mx.array
+    """(r, I) or (E, r, I)."""
+    b: mx.array
+    """(O, r) or (E, O, r)."""
+    scale: float
+
+    def at(self, index: int | mx.array) -> LowRank:
+        """The part at an index (or indices) of the weight's first axis."""
+        return LowRank(self.a if self.a.ndim == 2 else self.a[index], self.b[index], self.scale)
+
+
+class Adapted(Packed):
+    """A weight as stored, with an adapter beside it; `Backend.experts` and `plain` count both."""
+
+    low_rank: LowRank
+
+    @staticmethod
+    def of(packed: Packed, low_rank: LowRank) -> Adapted:
+        """Both together."""
+        adapted = Adapted(*packed)
+        adapted.low_rank = low_rank
+        return adapted
+
+    def at(self, index: int | mx.array) -> Packed:
+        """The part at an index (or indices) of the first axis, still apart."""
+        return Adapted.of(super().at(index), self.low_rank.at(index))
+
+    def plain(self, dtype: mx.Dtype) -> mx.array:
+        """Unpacked and added up, in `dtype`."""
+        a, b, scale = self.low_rank
+        return super().plain(dtype) + (scale * (b @ a)).astype(dtype)
 
 
 class Vocabulary(NamedTuple):
@@ -125,6 +166,11 @@ class Backend:
         return (y_TAH * weight_TA[..., None].astype(y.dtype)).sum(axis=1)
 
     def _gather(self, x: mx.array, packed: Packed, expert: mx.array) -> mx.array:
+        if isinstance(packed, Adapted):
+            y = self._gather(x, Packed(*packed), expert)
+            for part in packed.low_rank[:2]:
+                x = self._gather(x, Packed(part.astype(x.dtype)), expert)
+            return y + packed.low_rank.scale * x
         if packed.spec is None:
             weight = packed.weight.swapaxes(-1, -2)
             return mx.gather_mm(x, weight, rhs_indices=expert, sorted_indices=True)

@@ -39,6 +39,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     add_device(group)
     group.add_argument("--revision", help="branch, tag or commit of a hub repo")
+    group.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter, as dg-mlx train saves")
 
 
 def add_device(parser: argparse._ActionsContainer, dtype: str = "the backend's") -> None:
@@ -73,6 +74,7 @@ def open_engine(args: argparse.Namespace) -> Engine:
         dtype=args.dtype,
         offline=args.offline,
         revision=args.revision,
+        adapter=args.adapter,
     )
 
 

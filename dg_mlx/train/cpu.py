@@ -21,11 +21,9 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from dg_mlx.backends import Packed
+from dg_mlx.backends import Adapted, Backend, Frozen, Packed
 from dg_mlx.backends.base import Mask
 from dg_mlx.backends.cpu import Array, Cores, single_thread, view
-
-from .backend import Adapted, Training
 
 ROWS = 1 << 15
 """Numbers of one run of an elementwise operation, whose few arrays stay in the cache."""
@@ -39,8 +37,8 @@ SLOPE, CUBE = math.sqrt(2 / math.pi), 0.044715
 Gradients = Sequence[Array | mx.array]
 
 
-class CpuTraining(Training):
-    """Numpy forms with their gradients for fp32 arrays; `Training`'s for others."""
+class CpuTraining(Backend):
+    """Numpy forms with their gradients for fp32 arrays; the plain ones for others."""
 
     name = "training-cpu"
 
@@ -60,16 +58,8 @@ class CpuTraining(Training):
         """BLAS products of runs of rows."""
         if x.dtype != mx.float32:
             return super().matmul(x, packed, transpose=transpose)
-        frozen = packed.spec is not None or isinstance(packed, Adapted)
-        plain = Packed(*packed).plain(mx.float32)
-        y = self._product(x, plain, transpose=transpose, frozen=frozen)
-        if not isinstance(packed, Adapted):
-            return y
-        first, second, scale = packed.low_rank
-        if not transpose:
-            first, second = second.T, first.T
-        inner = self._product(x, first.astype(mx.float32))
-        return y + self._product(inner, scale * second.astype(mx.float32))
+        frozen = packed.spec is not None or isinstance(packed, Frozen)
+        return self._product(x, packed.plain(mx.float32), transpose=transpose, frozen=frozen)
 
     def _product(
         self, x: mx.array, weight: mx.array, *, transpose: bool = True, frozen: bool = False

@@ -10,13 +10,13 @@ from mlx.utils import tree_flatten
 from torch.nn import functional
 from transformers import DynamicCache
 
+from dg_mlx.backends import Backend
 from dg_mlx.config import ModelConfig, Quantization
 from dg_mlx.model import DiffusionGemma
+from dg_mlx.model.lora import EXPERTS, TARGETS, LoraSettings, adapt, adapters, weights
 from dg_mlx.reference import Reference
 from dg_mlx.train import loss
-from dg_mlx.train.backend import Training
 from dg_mlx.train.batch import Draw, Example, collate
-from dg_mlx.train.lora import EXPERTS, TARGETS, LoraSettings, adapt, adapters, weights
 from dg_mlx.train.loss import Objective, gradients
 from dg_mlx.weights import load
 from parity import checkpoints
@@ -37,7 +37,7 @@ def trainee(folder):
 
     def build(name, attention="all"):
         config = ModelConfig.load(folder(name))
-        model = DiffusionGemma(config, Training(), attention)
+        model = DiffusionGemma(config, Backend(), attention)
         load(model, config, folder(name), mx.float32)
         return model
 
@@ -52,9 +52,11 @@ def examples(shape, blocks, lengths, seed=0, pictures=()):
         answer = rng.integers(0, shape.image_token, count * shape.canvas).tolist()
         if index < len(pictures):
             given = prompt(shape, pictures[index], seed=seed + index)
-            found.append(Example(ids=given.ids, answer=answer, media=given.media))
+            found.append(Example(ids=given.ids, answer=answer, media=given.media, canvases=count))
         else:
-            found.append(Example(ids=text(shape, length, seed=seed + index), answer=answer))
+            found.append(
+                Example(ids=text(shape, length, seed=seed + index), answer=answer, canvases=count)
+            )
     return found
 
 
@@ -336,7 +338,7 @@ def test_adapters(spec, checkpoint, wide, same):
     shape, folder = wide
     config = ModelConfig.load(folder)
     model, reference = (
-        DiffusionGemma(config, Training(), "all"),
+        DiffusionGemma(config, Backend(), "all"),
         Reference(folder, vision_attention="all"),
     )
     load(model, config, folder, mx.float32)

@@ -25,8 +25,7 @@ from dg_mlx.errors import CheckpointError
 from dg_mlx.keys import Keys, read_json
 from dg_mlx.model import DiffusionGemma
 from dg_mlx.model.linear import Embedding, ExpertLinear
-
-from .lora import LoraSettings, LoraWeight, adapt, adapters
+from dg_mlx.model.lora import LoraSettings, LoraWeight, adapt, adapters
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LAYOUT = "0.21.2"
@@ -104,6 +103,8 @@ def save(model: DiffusionGemma, folder: Path, settings: LoraSettings, *, base: s
 
 def load(model: DiffusionGemma, folder: Path) -> LoraSettings:
     """Adapt a model as `save` found it. Raises `CheckpointError` naming what does not fit."""
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder} holds no LoRA adapter; give a folder with {CONFIG}.")
     config = read_json(folder / CONFIG)
     alpha = config.get("lora_alpha")
     if not isinstance(alpha, (int, float)):
@@ -142,8 +143,8 @@ def load(model: DiffusionGemma, folder: Path) -> LoraSettings:
 def _take(stored: dict[str, mx.array], key: str, folder: Path) -> Array:
     if key not in stored:
         raise CheckpointError(
-            f"{folder / WEIGHTS} has no {key}; only adapters that dg-mlx saved can be trained on. "
-            "Merge others with dg-mlx convert."
+            f"{folder / WEIGHTS} has no {key}; adapters in other layouts than dg-mlx train writes "
+            "have to be merged: dg-mlx convert MODEL OUT --adapter FOLDER."
         )
     return np.array(stored[key].astype(mx.float32))
 

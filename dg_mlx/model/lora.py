@@ -20,12 +20,10 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from dg_mlx.backends import Packed
+from dg_mlx.backends import Adapted, Frozen, LowRank, Packed
 from dg_mlx.errors import SettingsError
-from dg_mlx.model import DiffusionGemma
-from dg_mlx.model.linear import Embedding, ExpertLinear, Linear, Weight
 
-from .backend import Adapted, LowRank, Training
+from .linear import Embedding, ExpertLinear, Linear, Weight
 
 LAYERS = "model.decoder.layers.*"
 TARGETS = (
@@ -70,7 +68,6 @@ class LoraWeight(Weight):
 
     def __init__(self, weight: Weight, settings: LoraSettings, rng: np.random.Generator) -> None:
         nn.Module.__init__(self)
-        assert isinstance(weight._backend, Training), "other backends would ignore the adapter"
         self._backend, self._spec = weight._backend, weight._spec
         for key, array in weight.parameters().items():
             self[key] = array
@@ -83,12 +80,33 @@ class LoraWeight(Weight):
 
     @property
     def packed(self) -> Packed:
-        """The weight in the form that the training backend takes."""
+        """The weight and its adapter."""
         return Adapted.of(super().packed, LowRank(self.lora_a, self.lora_b, self._scale))
+
+    def _product(self, x: mx.array, *, transpose: bool = True) -> mx.array:
+        """`x @ (W + scale * B @ A).T` (or without .T)."""
+        y = self._backend.matmul(x, Frozen(*self.packed), transpose=transpose)
+        a, b = (Packed(part.astype(x.dtype)) for part in (self.lora_a, self._scale * self.lora_b))
+        for part in (a, b) if transpose else (b, a):
+            x = self._backend.matmul(x, part, transpose=transpose)
+        return y + x
+
+    def merged(self) -> Weight:
+        """The same values without an adapter; the weight must not be packed."""
+        assert self._spec is None
+        plain = Weight.__new__(_PLAIN[type(self)])
+        nn.Module.__init__(plain)
+        plain._backend, plain._spec = self._backend, None
+        plain.weight = self.packed.plain(mx.float32).astype(self.weight.dtype)
+        return plain
 
 
 class LoraLinear(LoraWeight, Linear):
     """As `Linear`."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """`x @ (W + scale * B @ A).T`."""
+        return self._product(x)
 
 
 class LoraExpertLinear(LoraWeight, ExpertLinear):
@@ -98,6 +116,14 @@ class LoraExpertLinear(LoraWeight, ExpertLinear):
 class LoraEmbedding(LoraWeight, Embedding):
     """As `Embedding`; its input, its average and its head change alike."""
 
+    def average(self, weights_BLV: mx.array) -> mx.array:
+        """Weighted sum of rows. Returns (B, L, H)."""
+        return self._product(weights_BLV, transpose=False)
+
+    def head(self, x_BLH: mx.array) -> mx.array:
+        """Scores of every id. Returns (B, L, V)."""
+        return self._product(x_BLH)
+
 
 _KINDS: dict[type[Weight], type[LoraWeight]] = {
     Linear: LoraLinear,
@@ -106,12 +132,14 @@ _KINDS: dict[type[Weight], type[LoraWeight]] = {
 }
 
 
-def adapt(model: DiffusionGemma, settings: LoraSettings, seed: int = 0) -> list[str]:
+_PLAIN = {lora: plain for plain, lora in _KINDS.items()}
+
+
+def adapt(model: nn.Module, settings: LoraSettings, seed: int = 0) -> list[str]:
     """Freeze a model and put adapters beside its weights, which at first change nothing.
 
-    A starts uniform in ±sqrt(6 / I) and B at 0, as Google's does. The model must compute with
-    `backend.Training`. Returns the names of the adapted modules; raises `SettingsError` for a
-    pattern that fits none.
+    A starts uniform in ±sqrt(6 / I) and B at 0, as Google's does. Returns the names of the adapted
+    modules; raises `SettingsError` for a pattern that fits none.
     """
     modules = dict(weights(model))
     chosen = set()
@@ -135,6 +163,14 @@ def adapt(model: DiffusionGemma, settings: LoraSettings, seed: int = 0) -> list[
         replacement.unfreeze(keys=["lora_a", "lora_b"])
         _module(model, parent)[leaf] = replacement
     return sorted(chosen)
+
+
+def merge(model: nn.Module) -> None:
+    """Add adapters to the weights that they lie on, where those are not packed."""
+    for name, module in list(adapters(model)):
+        if module._spec is None:
+            parent, _, leaf = name.rpartition(".")
+            _module(model, parent)[leaf] = module.merged()
 
 
 def weights(model: nn.Module) -> Iterator[tuple[str, Weight]]:
