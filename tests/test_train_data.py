@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from dg_mlx.config import ModelConfig
 from dg_mlx.errors import DGError, SettingsError
 from dg_mlx.processor import Processor
 from dg_mlx.settings import GenerationSettings
-from dg_mlx.train.data import DataError, DataSettings, Examples, Position, epoch, stream
+from dg_mlx.train.batch import Example
+from dg_mlx.train.data import DataError, DataSettings, Examples
+from dg_mlx.train.settings import TrainSettings
+from dg_mlx.train.source import Chats, batches_of_epoch, epoch
 
 NANO = Path(dg_mlx.__file__).parent / "nano"
 CANVAS = 112
@@ -207,23 +211,36 @@ def test_epochs_and_seeds_differ_and_lengths_are_alike() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 20), st.integers(1, 4), st.integers(0, 30))
-def test_a_run_goes_on_where_it_was(count: int, size: int, done: int) -> None:
-    examples, lengths = list(range(count)), [7 * i % 5 + 1 for i in range(count)]
-
-    def run(start: Position | None = None):
-        return stream(examples, lengths, size=size, seed=3, start=start)  # type: ignore[arg-type]
-
-    whole = run()
-    steps = [next(whole) for _ in range(done + 12)]
-    position = steps[done - 1][1] if done else None
-    rest = run(position)
-    assert [next(rest) for _ in range(12)] == steps[done:]
+@given(lengths_of, st.integers(1, 9))
+def test_the_batches_of_an_epoch_are_known_beforehand(lengths: list[int], size: int) -> None:
+    for number in range(2):
+        batches = epoch(lengths, size=size, seed=1, number=number)
+        assert len(batches) == batches_of_epoch(len(lengths), size)
 
 
-def test_a_position_past_the_end_begins_the_next_epoch() -> None:
-    rest = stream([1, 2], [5, 5], size=1, seed=3, start=Position(epoch=4, index=9))  # type: ignore[list-item]
-    assert next(rest)[1] == Position(epoch=5, index=1)
+def test_a_step_has_the_same_batches_whatever_was_before(nano, tmp_path: Path) -> None:
+    chats = [[{"role": "user", "content": "x" * n}, CHAT[1]] for n in range(1, 8)]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
+    processor, config, _ = nano
+    told = TrainSettings(model="nano", data=(str(path),), batch=2, accumulate=3, seed=5)
+
+    def source() -> Chats:
+        return Chats(told, NANO, config, processor)
+
+    def ids(batches: list[list[Example]]) -> list[list[list[int]]]:
+        return [[list(e.ids) for e in batch] for batch in batches]
+
+    one = source()
+    steps = [ids(one.batches(step)) for step in range(1, 9)]
+    assert [len(step) for step in steps] == [3] * 8
+    assert [ids(source().batches(step)) for step in (8, 3)] == [steps[7], steps[2]]
+    flat = [x for step in steps for batch in step for x in batch]
+    for first in range(0, 42, 7):  # an epoch is four batches of two, two, two and one
+        assert len({len(x) for x in flat[first : first + 7]}) == 7
+    assert one.count == 7 and one.largest[0] == 2
+    with pytest.raises(SettingsError, match=r"there is no data; give --data FILE\.jsonl"):
+        Chats(replace(told, data=()), NANO, config, processor)
 
 
 def test_the_published_template(reference: Path, tmp_path: Path) -> None:

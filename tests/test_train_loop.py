@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,11 +22,11 @@ from mlx.utils import tree_map
 
 import dg_mlx
 from dg_mlx import cli, weights
+from dg_mlx.backends import Backend
 from dg_mlx.config import ModelConfig
 from dg_mlx.errors import BackendError, CheckpointError, DGError, MemoryLimitError, SettingsError
-from dg_mlx.model import DiffusionGemma
-from dg_mlx.train import curve, loop, loss, metrics, optimizer
-from dg_mlx.train.backend import Training
+from dg_mlx.model import DiffusionGemma, ImagePatches, Media
+from dg_mlx.train import curve, loss, metrics, optimizer, setup
 from dg_mlx.train.batch import Example
 from dg_mlx.train.loop import train
 from dg_mlx.train.metrics import Evaluated, Finished, Saved, Started, Stepped
@@ -71,7 +72,7 @@ def settings(base: Path | str, *data: Path, **changes) -> TrainSettings:
 
 def trainer(base: Path, told: TrainSettings) -> Trainer:
     config = ModelConfig.load(base)
-    model = DiffusionGemma(config, Training())
+    model = DiffusionGemma(config, Backend())
     weights.load(model, config, base, mx.float32)
     return Trainer(model, told)
 
@@ -83,6 +84,7 @@ def examples(count: int, seed: int = 0) -> list[Example]:
         Example(
             ids=rng.integers(4, 100, 2 + i % 3).tolist(),
             answer=rng.integers(4, 100, tiny.CANVAS * (1 + i % 2)).tolist(),
+            canvases=1 + i % 2,
         )
         for i in range(count)
     ]
@@ -101,12 +103,17 @@ def run(told: TrainSettings, folder: Path, **options) -> list[metrics.Event]:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"optimizer": "muon"}, {"rank": 8, "alpha": 32.0, "recompute": True}]
+    ("changes", "rate"),
+    [
+        ({}, 2e-2),
+        ({"optimizer": "muon"}, 2e-3),
+        ({"rank": 8, "alpha": 32.0, "recompute": True}, 1e-2),
+    ],
 )
-def test_a_few_examples_are_learned(base: Path, changes: dict) -> None:
+def test_a_few_examples_are_learned(base: Path, changes: dict, rate: float) -> None:
     some = examples(4)
     told = settings(base, steps=60, batch=4, self_conditioning=0.0, encoder_weight=0.0, **changes)
-    told = replace(told, learning_rate=2e-2 if told.optimizer == "adamw" else 2e-3)
+    told = replace(told, learning_rate=rate)
     trained = trainer(base, told)
     before = metrics.held_out_loss(trained.model, some, trained.objective, 4)
     for step in range(1, told.steps + 1):
@@ -142,9 +149,56 @@ def test_frozen_weights_stay(base: Path) -> None:
     assert all(".q_proj." in name for name in adapted.weights)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_vision_tower_learns_when_asked(base: Path, optimizer: str) -> None:
+    """Two pictures, told apart: with the tower frozen and its projection too, and without."""
+    side = 3 * tiny.config()["vision_config"]["patch_size"]
+    patches = [np.full((9, side * side // 3), value, np.float32) for value in (0.1, 0.9)]
+    answers = np.random.default_rng(1).integers(4, 100, (2, tiny.CANVAS))
+    shown = [
+        Example(
+            ids=[5, tiny.config()["image_token_id"], 6],
+            answer=answer.tolist(),
+            media=Media(
+                images=(ImagePatches(pixels_PC=pixels, grid=(3, 3), start=1, tokens=1, key="k"),)
+            ),
+        )
+        for pixels, answer in zip(patches, answers, strict=True)
+    ]
+    trained = trainer(base, settings(base, vision=True, optimizer=optimizer))
+    names = {name for name in trained.weights if "vision" in name}
+    assert any("patch_embedder" in name for name in names)
+    assert any("embedding_projection" in name for name in names)
+    before = dict(trained.weights)
+    found = trained.step([shown], 1)
+    assert math.isfinite(found.loss)
+    still = [n for n in names if mx.array_equal(before[n], trained.weights[n])]
+    assert not [n for n in still if not n.endswith("position_embedding_table")]
+
+
+def test_vision_needs_a_tower(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="leaves the vision tower as it is; drop --vision"):
+        settings(base, vision=True, rank=4)
+    blind = tiny.config(num_hidden_layers=2, layer_types=LAYERS) | {"vision_config": None}
+    folder = tiny.write(tmp_path / "blind", blind)
+    with pytest.raises(SettingsError, match="reads text only; drop --vision"):
+        trainer(folder, settings(folder, vision=True))
+
+
+def test_canvases_of_two_lengths(base: Path) -> None:
+    """Batches of one step may have shorter canvases; each counts by its examples."""
+    some, told = examples(4), settings(base, clip=0.0)
+    short = [replace(e, answer=e.answer[:5], canvases=1) for e in some[:2]]
+    one = trainer(base, told)
+    found = one.step([short, some[2:]], 1)
+    alone = [trainer(base, told).step([part], 1) for part in (short, some[2:])]
+    assert found.tokens == sum(a.tokens for a in alone)
+    assert found.encoder == pytest.approx(sum(a.encoder for a in alone) / 2, rel=1e-4)
+
+
 def test_bf16_keeps_its_weights_in_fp32(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = ModelConfig.load(base)
-    model = DiffusionGemma(config, Training())
+    model = DiffusionGemma(config, Backend())
     weights.load(model, config, base, mx.bfloat16)
     trained = Trainer(model, settings(base, learning_rate=1e-5, warmup_share=0.0))
     ones = tree_map(mx.ones_like, model.trainable_parameters())
@@ -271,8 +325,8 @@ def test_settings_are_a_file(tmp_path: Path) -> None:
         TrainSettings.load(path)
     with pytest.raises(SettingsError, match="cannot be read"):
         TrainSettings.load(tmp_path / "none.toml")
-    with pytest.raises(SettingsError, match="there is no data; give --data"):
-        TrainSettings.load(None, model="m")
+    with pytest.raises(SettingsError, match="there is no model; give --model"):
+        TrainSettings.load(None, data=("a.jsonl",))
 
 
 # Runs --------------------------------------------------------------------------------------------
@@ -405,7 +459,7 @@ def test_two_processes_cannot_share_a_folder(base: Path, data: Path, tmp_path: P
 def test_what_does_not_fit_is_refused(
     base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "training_bytes", lambda *a, **k: 10**15)
+    monkeypatch.setattr(setup, "training_bytes", lambda *a, **k: 10**15)
     with pytest.raises(MemoryLimitError) as error:
         run(settings(base, data), tmp_path / "run")
     assert "this training needs about 1000000.0 GB; this machine has" in str(error.value)
@@ -432,6 +486,51 @@ def test_a_full_disk_is_one_line(
 def test_the_share_must_leave_both(base: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="leaves 6 to train on and 0 to evaluate"):
         run(settings(base, data, held_out_share=0.01), tmp_path / "run")
+
+
+# Several processes -------------------------------------------------------------------------------
+
+
+def train_together(folder: Path, config: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dg_mlx.cli", "train", folder, "--config", config, *options],
+        capture_output=True, text=True, timeout=240, env=os.environ | {
+            "PYTHONPATH": str(Path(__file__).parents[1])
+        },
+    )  # fmt: skip
+
+
+def test_two_processes_learn_as_one(base: Path, data: Path, tmp_path: Path) -> None:
+    told = settings(base, data, steps=4, batch=3, accumulate=2, optimizer="muon", save_every=2)
+    config = tmp_path / "run.toml"
+    config.write_text(told.as_toml())
+    alone = run(told, tmp_path / "alone")
+    done = train_together(tmp_path / "run", config, "--processes", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'run/model'}\n"
+    losses = [row["loss"] for row in metrics.read(tmp_path / "run")]
+    assert losses == pytest.approx([e.loss for e in alone if isinstance(e, Stepped)], rel=1e-3)
+    both = [
+        mx.load(str(tmp_path / f / "step-000004/weights.safetensors")) for f in ("alone", "run")
+    ]
+    for name, array in both[0].items():
+        assert mx.abs(array - both[1][name]).mean().item() < 1e-3, name
+
+    shutil.rmtree(tmp_path / "run/model")  # as a run that was interrupted after step 2
+    shutil.rmtree(tmp_path / "run/step-000004")
+    again = train_together(tmp_path / "run", config, "--processes", "2")
+    assert "going on after step 2" in again.stderr
+    back = mx.load(str(tmp_path / "run/step-000004/weights.safetensors"))
+    assert all(mx.array_equal(array, back[name]) for name, array in both[1].items())
+
+
+def test_each_process_needs_a_batch(base: Path, data: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(settings(base, data).as_toml())
+    done = train_together(tmp_path / "run", config, "--processes", "2")
+    assert done.returncode == 1
+    assert "accumulate is 1, for 2 processes; each of them computes whole" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 # The curve ---------------------------------------------------------------------------------------
@@ -487,7 +586,9 @@ def test_the_command_line_trains_nano(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "nano"], "there is no data; give --data, or name it in --config."),
+        (["--model", "nano"], "there is no data; give --data FILE.jsonl."),
+        (["--data", "a.jsonl"], "there is no model; give --model, or name it in --config."),
+        (["--model", "nano", "--data", "x", "--processes", "0"], "--processes is 0; it must be"),
         (["--model", "nano", "--data", "none.jsonl"], "none.jsonl does not exist"),
         (["--model", "nano", "--data", "x", "--batch", "0"], "batch is 0; it must be"),
     ],

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dg_mlx.errors import SettingsError
 from dg_mlx.train.settings import DECAYS, OPTIMIZERS, TrainSettings
 
 from .terminal import note, size
@@ -66,6 +67,8 @@ _GROUPS = {
         _Option("beta1", float, "X", "of AdamW"),
         _Option("beta2", float, "X", "of AdamW"),
         _Option("clip", float, "X", "largest norm of the gradient; 0: any"),
+        _Option("noise_power", float, "X", "below 1: noisier canvases (default: 1)"),
+        _Option("noise_from_answer", float, "X", "share of the noise (default: 0)"),
         _Option("encoder_weight", float, "X", "of the encoder's loss (default: 1)"),
         _Option("self_conditioning", float, "X", "share with a first pass (default: 0.5)"),
         _Option("seed", int, "N", "of everything random"),
@@ -96,6 +99,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--data", action="append", metavar="FILE", help="JSONL file of chats; repeatable"
     )
     parser.add_argument("--force", action="store_true", help="start over in a run's folder")
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N",
+        help="that train together on this machine's CPU; --accumulate is a multiple (default: 1)",
+    )  # fmt: skip
     parser.add_argument("--offline", action="store_true", help="use what is in the cache only")
     defaults = {f.name: f.default for f in dataclasses.fields(TrainSettings)}
     for title, options in _GROUPS.items():
@@ -110,6 +117,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
                 "--target", dest="targets", action="append", metavar="PATTERN",
                 help="modules that get one, such as '*.q_proj'; repeatable (default: all linear "
                 "layers of the text model but the experts)",
+            )  # fmt: skip
+            group.add_argument(
+                "--vision", action="store_true", default=None,
+                help="without an adapter: train the vision tower too",
             )  # fmt: skip
         if title == "course":
             group.add_argument(
@@ -127,12 +138,20 @@ def run(args: argparse.Namespace) -> int:
 
     from dg_mlx.train.checkpoint import steps
     from dg_mlx.train.loop import train
+    from dg_mlx.train.processes import local
 
+    if args.processes < 1:
+        raise SettingsError(f"--processes is {args.processes}; it must be 1 or more.")
     folder = Path(args.folder).expanduser()
-    events = train(settings, folder, force=args.force, offline=args.offline)
-    report = _Report(settings)
+    report = Report(settings)
     try:
-        with contextlib.closing(events), report:
+        with (
+            local(args.processes),
+            contextlib.closing(
+                train(settings, folder, force=args.force, offline=args.offline)
+            ) as events,
+            report,
+        ):
             for event in events:
                 report.show(event)
     except KeyboardInterrupt:
@@ -140,11 +159,12 @@ def run(args: argparse.Namespace) -> int:
         where = f"after step {done[0]}" if done else "before the first step"
         note(f"stopped {where}; run the same command again to go on")
         raise
-    print(report.result)
+    if report.result is not None:  # only the first of several processes has one
+        print(report.result)
     return 0
 
 
-class _Report:
+class Report:
     """A bar on a terminal, else a line every `log_every` steps."""
 
     def __init__(self, settings: TrainSettings) -> None:
@@ -175,8 +195,9 @@ class _Report:
 
         self._first, self._begun = event.step, time.perf_counter()
         again = f", going on after step {event.step}" if event.step else ""
+        count = "endless" if event.examples is None else event.examples
         self._say(
-            f"{event.trained:,} numbers to train on {event.examples} examples ({event.held_out} "
+            f"{event.trained:,} numbers to train on {count} examples ({event.held_out} "
             f"held out), about {size(event.needed_bytes)} of memory{again}"
         )
         if sys.stderr.isatty():
@@ -208,7 +229,7 @@ class _Report:
         else:
             note(text)
 
-    def __enter__(self) -> _Report:
+    def __enter__(self) -> Report:
         return self
 
     def __exit__(self, *error: object) -> None:

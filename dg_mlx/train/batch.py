@@ -29,6 +29,13 @@ class Example:
     """Whole canvases: the answer, its end token, and more end tokens up to the canvas's end."""
     media: Media | None = None
     """The prompt's pictures."""
+    canvases: int = 1
+    """How many the answer has."""
+
+    @property
+    def canvas(self) -> int:
+        """Tokens of one canvas, the same in all examples of a batch."""
+        return len(self.answer) // self.canvases
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,6 +50,8 @@ class Draw:
     """What stands there instead."""
     conditioned_B: Mask
     """Which examples condition on a first pass."""
+    copied_BL: NDArray[np.int64] | None = None
+    """Where in the same canvas noise is copied from instead; -1: it is not. None: nowhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -86,17 +95,21 @@ class Batch:
 def collate(examples: Sequence[Example], draw: Draw) -> Batch:
     """The arrays of one step, for one canvas of every example."""
     length = draw.noise_BL.shape[1]
-    assert all(e.ids and e.answer and not len(e.answer) % length for e in examples)
+    assert all(e.ids and e.answer and len(e.answer) == length * e.canvases for e in examples)
     starts = [int(block) * length for block in draw.block_B]
     pairs = list(zip(examples, starts, strict=True))
     context_BS, context_real_BS = _padded([[*e.ids, *e.answer[:at]] for e, at in pairs], left=True)
     later_BR, later_real_BR = _padded([e.answer[at + length :] for e, at in pairs], left=False)
     canvas_BL = np.array([e.answer[at : at + length] for e, at in pairs], np.int32)
+    noise_BL, copied_BL = draw.noise_BL, draw.copied_BL
+    if copied_BL is not None:
+        own_BL = np.take_along_axis(canvas_BL, np.maximum(copied_BL, 0), axis=1)
+        noise_BL = np.where(copied_BL >= 0, own_BL, noise_BL)
     return Batch(
         context_BS=context_BS,
         context_real_BS=context_real_BS,
         canvas_BL=canvas_BL,
-        noisy_BL=np.where(draw.replaced_BL, draw.noise_BL, canvas_BL).astype(np.int32),
+        noisy_BL=np.where(draw.replaced_BL, noise_BL, canvas_BL).astype(np.int32),
         conditioned_B=draw.conditioned_B,
         later_BR=later_BR,
         later_real_BR=later_real_BR,

@@ -4,7 +4,7 @@ RUN/
   settings.toml   what the run was told
   run.json        what it is: settings, data and model by their checksums
   metrics.jsonl, curve.svg
-  step-000100/    weights, optimiser and position, as they were after that step
+  step-000100/    weights and optimiser, as they were after that step
   model/ or adapter/
 
 Every folder is written under a hidden name and renamed when it is whole, so what has a name is
@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import mlx.core as mx
 
 from dg_mlx import weights as stored
-from dg_mlx.disk import digest, lock, sync, write_text
+from dg_mlx.disk import lock, sync, write_text
 from dg_mlx.errors import CheckpointError, MemoryLimitError
 from dg_mlx.keys import read_json
 
@@ -35,7 +35,7 @@ MODEL, ADAPTER = "model", "adapter"
 SHARD_BYTES = 5_000_000_000
 
 _LOCK = ".lock"
-_STATE, _WEIGHTS, _OPTIMIZER = "state.json", "weights.safetensors", "optimizer.safetensors"
+_WEIGHTS, _OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 _COPIED = ("*.json", "*.jinja", "tokenizer*")
 
 Arrays = dict[str, mx.array]
@@ -73,14 +73,12 @@ class RunFolder:
         """The steps of which there are checkpoints, ascending."""
         return steps(self.path)
 
-    def save(self, step: int, weights: Arrays, optimizer: Arrays, state: dict[str, Any]) -> Path:
+    def save(self, step: int, weights: Arrays, optimizer: Arrays) -> Path:
         """Write a checkpoint."""
         folder = self.path / _name(step)
         with whole(folder) as partial:
             _store(partial / _WEIGHTS, weights)
             _store(partial / _OPTIMIZER, optimizer)
-            text = json.dumps({"step": step, **state}, indent=1) + "\n"
-            (partial / _STATE).write_text(text, encoding="utf-8")
         return folder
 
     def prune(self, keep: int) -> None:
@@ -88,10 +86,10 @@ class RunFolder:
         for step in self.steps()[:-keep]:
             shutil.rmtree(self.path / _name(step), ignore_errors=True)
 
-    def load(self, step: int) -> tuple[Arrays, Arrays, dict[str, Any]]:
-        """Weights, optimiser and state of a checkpoint."""
+    def load(self, step: int) -> tuple[Arrays, Arrays]:
+        """Weights and optimiser of a checkpoint."""
         folder = self.path / _name(step)
-        return _arrays(folder / _WEIGHTS), _arrays(folder / _OPTIMIZER), read_json(folder / _STATE)
+        return _arrays(folder / _WEIGHTS), _arrays(folder / _OPTIMIZER)
 
     def close(self) -> None:
         """Let go of the lock."""
@@ -144,14 +142,14 @@ class RunFolder:
             )
 
 
-def record(settings: TrainSettings, model: Path, data: Mapping[str, Path]) -> dict[str, Any]:
-    """What makes a run the run it is. `data`: what each file is for."""
+def record(settings: TrainSettings, model: Path, data: Mapping[str, str]) -> dict[str, Any]:
+    """What makes a run the run it is. `data`: its source's identity."""
     named = {"data", "held_out"} | FREE
     values = {name: v for name, v in settings.as_dict().items() if name not in named}
     files = [model / "config.json", *stored.files(model)]
     return {
         "settings": values,
-        "data": {name: digest(path) for name, path in data.items()},
+        "data": dict(data),
         "model": {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files},
     }
 

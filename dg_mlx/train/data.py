@@ -1,4 +1,4 @@
-"""Chats in a JSONL file to examples, and examples to batches in an order that a seed fixes.
+"""Chats in a JSONL file to examples.
 
 A line is `{"messages": […], "tools": […], "thinking": false, "task": …}`, the last message the
 assistant's.
@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dg_mlx.config import ModelConfig
 from dg_mlx.errors import DGError, PromptError, SettingsError
 from dg_mlx.processor import Processor
@@ -24,9 +22,6 @@ from dg_mlx.processor.messages import check_tools, normalise
 from dg_mlx.settings import GenerationSettings
 
 from .batch import Example
-
-BUCKET = 64
-"""Batches whose examples are sorted by length together."""
 
 _KEYS = ("messages", "tools", "thinking", "task")
 """What a line may hold; evaluation counts answers by `task`, training reads the other three."""
@@ -108,7 +103,9 @@ class Examples(Sequence[Example]):
         self._check(len(prompt.ids), len(answer))
         length = self._config.canvas_length
         answer += [self._fill] * (-len(answer) % length)
-        return Example(ids=prompt.ids, answer=answer, media=prompt.media)
+        return Example(
+            ids=prompt.ids, answer=answer, media=prompt.media, canvases=len(answer) // length
+        )
 
     def _written(
         self,
@@ -183,56 +180,6 @@ class Examples(Sequence[Example]):
                 "fills a canvas with fill."
             )
         return int(found)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Position:
-    """How far training has come in its data."""
-
-    epoch: int = 0
-    index: int = 0
-    """Batches of this epoch that are done."""
-
-
-def stream(
-    examples: Sequence[Example],
-    lengths: Sequence[int],
-    *,
-    size: int,
-    seed: int,
-    start: Position | None = None,
-) -> Iterator[tuple[list[Example], Position]]:
-    """Batches without end, each with the position behind it.
-
-    A run that goes on from a position gets the batches that it would have got.
-    """
-    number, done = (start.epoch, start.index) if start is not None else (0, 0)
-    while True:
-        batches = epoch(lengths, size=size, seed=seed, number=number)
-        for index in range(done, len(batches)):
-            last = index + 1 == len(batches)
-            behind = Position(epoch=number + last, index=0 if last else index + 1)
-            yield [examples[i] for i in batches[index]], behind
-        number, done = number + 1, 0
-
-
-def epoch(lengths: Sequence[int], *, size: int, seed: int, number: int) -> list[list[int]]:
-    """Every example once, as indices in batches of similar length, in random order.
-
-    The order depends on the seed and the epoch's number only. The last batch may be smaller.
-    """
-    assert size >= 1
-    assert lengths
-    rng = np.random.default_rng([seed, number])
-    order, batches = rng.permutation(len(lengths)), []
-    for first in range(0, len(order), size * BUCKET):
-        bucket = sorted((int(i) for i in order[first : first + size * BUCKET]), key=_of(lengths))
-        batches += [bucket[i : i + size] for i in range(0, len(bucket), size)]
-    return [batches[i] for i in rng.permutation(len(batches))]
-
-
-def _of(lengths: Sequence[int]) -> Any:
-    return lambda index: lengths[index]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -43,14 +43,20 @@ class Objective:
     """Of the encoder's next-token loss; 0 leaves it out."""
     self_conditioning: float = 0.5
     """Probability with which an example conditions on a first pass."""
+    noise_power: float = 1.0
+    """t is this power of a uniform number: below 1, canvases are noisier."""
+    noise_from_answer: float = 0.0
+    """Share of the noise that is copied from elsewhere in the canvas: plausible, and wrong."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.encoder_weight < float("inf"):
             raise SettingsError(f"encoder_weight is {self.encoder_weight}; give 0 or more.")
-        if not 0 <= self.self_conditioning <= 1:
-            raise SettingsError(
-                f"self_conditioning is {self.self_conditioning}; it is a probability: give 0 to 1."
-            )
+        if not 0 < self.noise_power < float("inf"):
+            raise SettingsError(f"noise_power is {self.noise_power}; give more than 0.")
+        for name in ("self_conditioning", "noise_from_answer"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise SettingsError(f"{name} is {value}; it is a probability: give 0 to 1.")
 
 
 class Loss(NamedTuple):
@@ -72,15 +78,24 @@ def draw(
 ) -> Draw:
     """The randomness of one step, for answers of so many canvases each.
 
-    t ~ U(0, 1) per example; a token is replaced with probability t.
+    t ~ U(0, 1) ** noise_power per example; a token is replaced with probability t.
     """
     batch = len(blocks_B)
-    t_B1 = rng.random((batch, 1))
+    t_B1 = rng.random((batch, 1)) ** objective.noise_power
+    block_B = rng.integers(0, blocks_B)
+    replaced_BL = rng.random((batch, canvas)) < t_B1
+    noise_BL = rng.integers(0, vocab, (batch, canvas), np.int32)
+    conditioned_B = rng.random(batch) < objective.self_conditioning
+    copied_BL = None
+    if objective.noise_from_answer:
+        copied_BL = rng.integers(0, canvas, (batch, canvas))
+        copied_BL[rng.random((batch, canvas)) >= objective.noise_from_answer] = -1
     return Draw(
-        block_B=rng.integers(0, blocks_B),
-        replaced_BL=rng.random((batch, canvas)) < t_B1,
-        noise_BL=rng.integers(0, vocab, (batch, canvas), np.int32),
-        conditioned_B=rng.random(batch) < objective.self_conditioning,
+        block_B=block_B,
+        replaced_BL=replaced_BL,
+        noise_BL=noise_BL,
+        copied_BL=copied_BL,
+        conditioned_B=conditioned_B,
     )
 
 

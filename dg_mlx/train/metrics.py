@@ -38,7 +38,8 @@ class Started:
     step: int
     """Done before, in an earlier run."""
     steps: int
-    examples: int
+    examples: int | None
+    """To train on; None: without end."""
     held_out: int
     trained: int
     """Numbers that change."""
@@ -174,8 +175,8 @@ def held_out_loss(
         part = examples[start : start + batch]
         drawn = loss.draw(
             np.random.default_rng(start),
-            np.array([len(e.answer) // config.canvas_length for e in part]),
-            canvas=config.canvas_length,
+            np.array([e.canvases for e in part]),
+            canvas=part[0].canvas,
             vocab=config.text.vocab_size,
             objective=objective,
         )

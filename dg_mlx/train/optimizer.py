@@ -23,11 +23,12 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from dg_mlx.errors import CheckpointError, SettingsError
 from dg_mlx.model import DiffusionGemma
+from dg_mlx.model.lora import adapt
 
 from . import loss
 from .batch import Draw, Example, collate
-from .lora import adapt
 from .metrics import Stepped
+from .processes import Processes
 from .settings import TrainSettings
 
 Weights = dict[str, mx.array]
@@ -36,6 +37,8 @@ Weights = dict[str, mx.array]
 MUON_FACTOR = 10
 """Muon's default rate over AdamW's."""
 
+_FIGURES = "figures"
+"""Beside the gradients: no weight's name."""
 _NOISE = 1
 """Beside the seed: no number that the order of the data is drawn with."""
 
@@ -124,7 +127,7 @@ class Optimizer:
             changed |= part.apply_gradients(
                 {name: gradients[name] for name in group}, {name: weights[name] for name in group}
             )
-        return changed
+        return {name: changed[name] for name in weights}  # the order in which norms are summed
 
     @property
     def state(self) -> Weights:
@@ -173,9 +176,12 @@ def flattened(tree: Any) -> Weights:
 class Trainer:
     """A model and its optimiser: one step after another."""
 
-    def __init__(self, model: DiffusionGemma, settings: TrainSettings) -> None:
+    def __init__(
+        self, model: DiffusionGemma, settings: TrainSettings, processes: Processes | None = None
+    ) -> None:
         """Take a model whose parameters are those of the base; freezes what is not trained."""
         self.model, self.settings, self.objective = model, settings, settings.objective
+        self._processes = processes or Processes()
         freeze(model, settings)
         self._dtypes = {n: a.dtype for n, a in flattened(model.trainable_parameters()).items()}
         self.weights: Weights = {
@@ -216,41 +222,53 @@ class Trainer:
         self.weights = {name: weights[name] for name in self.weights}
         self._finish()
 
+    def agree(self) -> None:
+        """Be as in the first process."""
+        self.restore(
+            self._processes.from_first(self.weights),
+            self._processes.from_first(self.optimizer.state),
+        )
+
     def parameters(self) -> Weights:
         """All of the model's, the trained ones as exact as they are kept."""
         return flattened(self.model.parameters()) | self.weights
 
     def _draw(self, examples: Sequence[Example], number: int) -> Draw:
-        config = self.model.config
+        """The step's randomness, for the longest canvas."""
         return loss.draw(
             np.random.default_rng([self.settings.seed, _NOISE, number]),
-            np.array([len(e.answer) // config.canvas_length for e in examples]),
-            canvas=config.canvas_length,
-            vocab=config.text.vocab_size,
+            np.array([e.canvases for e in examples]),
+            canvas=max(e.canvas for e in examples),
+            vocab=self.model.config.text.vocab_size,
             objective=self.objective,
         )
 
     def _gradients(
         self, batches: Sequence[Sequence[Example]], number: int
     ) -> tuple[Weights, tuple[float, float, float], int]:
-        """Means over all examples, computed a batch at a time."""
-        total: Weights = {}
-        losses, tokens = np.zeros(3), 0
+        """Means over all examples, computed a batch at a time and summed over processes."""
         examples = [example for batch in batches for example in batch]
         drawn, done = self._draw(examples, number), 0
+        draws = []
         for own in batches:
-            batch = collate(own, _rows(drawn, slice(done, done + len(own))))
-            share, done = len(own) / len(examples), done + len(own)
+            draws.append(_part(drawn, slice(done, done + len(own)), own[0].canvas))
+            done += len(own)
+        total = {name: mx.zeros(array.shape) for name, array in self.weights.items()}
+        figures = np.zeros(4)
+        for own, its in self._processes.own(list(zip(batches, draws, strict=True))):
+            batch, share = collate(own, its), len(own) / len(examples)
             value, gradient = loss.gradients(
                 self.model, batch, self.objective, checkpoint=self.settings.recompute
             )
-            part = {n: g.astype(mx.float32) * share for n, g in flattened(gradient).items()}
-            total = {name: total[name] + g for name, g in part.items()} if total else part
-            del gradient, part
+            found = flattened(gradient)
+            total = {n: part + found[n].astype(mx.float32) * share for n, part in total.items()}
+            del gradient, found
             mx.eval(total, *value)  # a batch's activations are freed here
-            losses += share * np.array([float(v) for v in value])
-            tokens += int(batch.real.sum())
-        return total, (float(losses[0]), float(losses[1]), float(losses[2])), tokens
+            figures[:3] += share * np.array([float(v) for v in value])
+            figures[3] += batch.real.sum()
+        total = self._processes.total({**total, _FIGURES: mx.array(figures, mx.float32)})
+        summed = np.array(total.pop(_FIGURES))
+        return total, (float(summed[0]), float(summed[1]), float(summed[2])), int(summed[3])
 
     def _finish(self) -> None:
         """Give the model the weights, in its own types, and compute everything."""
@@ -260,7 +278,7 @@ class Trainer:
 
 
 def freeze(model: DiffusionGemma, settings: TrainSettings) -> None:
-    """Leave trainable what is trained: the adapters, or the text model without its vision tower."""
+    """Leave trainable what is trained: adapters; or the text model, with vision if asked for."""
     lora = settings.lora
     if lora is not None:
         adapt(model, lora, settings.seed)
@@ -268,14 +286,24 @@ def freeze(model: DiffusionGemma, settings: TrainSettings) -> None:
     model.freeze()
     model.model.decoder.unfreeze()
     model.model.encoder.language_model.unfreeze()
+    if settings.vision:
+        if model.config.vision is None:
+            raise SettingsError("this checkpoint reads text only; drop --vision.")
+        model.model.encoder.unfreeze()
 
 
-def _rows(drawn: Draw, part: slice) -> Draw:
+def _part(drawn: Draw, rows: slice, canvas: int) -> Draw:
+    """Of some examples, whose canvas may be shorter than others'."""
+    copied_BL = drawn.copied_BL
+    if copied_BL is not None:
+        copied_BL = copied_BL[rows, :canvas]
+        copied_BL = np.where(copied_BL < 0, copied_BL, copied_BL % canvas)
     return Draw(
-        block_B=drawn.block_B[part],
-        replaced_BL=drawn.replaced_BL[part],
-        noise_BL=drawn.noise_BL[part],
-        conditioned_B=drawn.conditioned_B[part],
+        block_B=drawn.block_B[rows],
+        replaced_BL=drawn.replaced_BL[rows, :canvas],
+        noise_BL=drawn.noise_BL[rows, :canvas],
+        copied_BL=copied_BL,
+        conditioned_B=drawn.conditioned_B[rows],
     )
 
 
@@ -314,7 +342,8 @@ def _group(name: str, array: mx.array, optimizer: str) -> str:
 
 
 def _kind(name: str, axes: int, optimizer: str) -> str:
-    """ "rest": vectors. The embedding is a table of vectors, which Muon is not for."""
+    """ "rest": vectors. Embeddings are tables of vectors, which Muon is not for."""
     if axes < 2:
         return "rest"
-    return "muon" if optimizer == "muon" and "embed_tokens" not in name else "matrices"
+    table = "embed_tokens" in name or "position_embedding_table" in name
+    return "muon" if optimizer == "muon" and not table else "matrices"

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 from dg_mlx.errors import SettingsError
 
 if TYPE_CHECKING:
+    from dg_mlx.model.lora import LoraSettings
+
     from .data import DataSettings
-    from .lora import LoraSettings
     from .loss import Objective
 
 OPTIMIZERS = ("adamw", "muon")
@@ -35,7 +36,7 @@ class TrainSettings:
 
     model: str
     """Bundled name, folder or hub repo id."""
-    data: tuple[str, ...]
+    data: tuple[str, ...] = ()
     """JSONL files of chats."""
     held_out: str | None = None
     """A JSONL file that is evaluated on; None: `held_out_share` of the data."""
@@ -48,6 +49,8 @@ class TrainSettings:
     fill: str | None = None
     """The token behind an answer's end; None: the tokenizer's end-of-sequence token."""
 
+    vision: bool = False
+    """Train the vision tower too."""
     rank: int | None = None
     """Of a LoRA adapter; None: all weights of the text model are trained."""
     alpha: float | None = None
@@ -82,6 +85,10 @@ class TrainSettings:
     """Of the encoder's next-token loss; None: the published objective's."""
     self_conditioning: float | None = None
     """Share of examples with a first pass; None: the published objective's."""
+    noise_power: float | None = None
+    """Of a uniform number: the share of tokens that is replaced. None: 1, as published."""
+    noise_from_answer: float | None = None
+    """Share of the noise that is copied from the answer. None: 0, as published."""
 
     recompute: bool = False
     """Keep only what enters each layer, and compute the rest again for the gradient."""
@@ -110,11 +117,12 @@ class TrainSettings:
             self._check(name, lambda v: v >= 1, "a whole number of 1 or more")
         for name in ("seed", "eval_every", "eval_loss", "eval_answers"):
             self._check(name, lambda v: v >= 0, "a whole number of 0 or more")
-        for name in ("learning_rate", "muon_learning_rate", "alpha"):
+        for name in ("learning_rate", "muon_learning_rate", "alpha", "noise_power"):
             self._check(name, lambda v: v > 0, "a number above 0")
         for name in ("weight_decay", "clip", "encoder_weight"):
             self._check(name, lambda v: v >= 0, "a number of 0 or more")
-        for name in ("warmup_share", "decay_share", "final_share", "self_conditioning"):
+        for name in ("warmup_share", "decay_share", "final_share", "self_conditioning",
+                     "noise_from_answer"):  # fmt: skip
             self._check(name, lambda v: 0 <= v <= 1, "a share: 0 to 1")
         for name in ("held_out_share", "beta1", "beta2"):
             self._check(name, lambda v: 0 <= v < 1, "0 or more, and below 1")
@@ -128,7 +136,8 @@ class TrainSettings:
         """What is minimised."""
         from .loss import Objective
 
-        return Objective(**self._given("encoder_weight", "self_conditioning"))
+        names = ("encoder_weight", "self_conditioning", "noise_power", "noise_from_answer")
+        return Objective(**self._given(*names))
 
     @property
     def examples(self) -> DataSettings:
@@ -142,7 +151,7 @@ class TrainSettings:
         """The adapter; None: all weights are trained."""
         if self.rank is None:
             return None
-        from .lora import LoraSettings
+        from dg_mlx.model.lora import LoraSettings
 
         return LoraSettings(**self._given("rank", "alpha", "targets"))
 
@@ -171,9 +180,8 @@ class TrainSettings:
                 raise SettingsError(
                     f"{path} has {name!r}, which is no setting; choose from {', '.join(names)}."
                 )
-        for name, option in (("model", "--model"), ("data", "--data")):
-            if name not in values:
-                raise SettingsError(f"there is no {name}; give {option}, or name it in --config.")
+        if "model" not in values:
+            raise SettingsError("there is no model; give --model, or name it in --config.")
         plain: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in values.items()
@@ -201,11 +209,11 @@ class TrainSettings:
 
     def _check_together(self) -> None:
         """Settings that cannot take effect, or not both."""
-        if not self.data:
-            raise SettingsError("there is no data; give --data FILE.jsonl.")
         for name in ("alpha", "targets"):
             if getattr(self, name) is not None and self.rank is None:
                 raise SettingsError(f"{name} is for a LoRA adapter; give --rank too, or drop it.")
+        if self.vision and self.rank is not None:
+            raise SettingsError("an adapter leaves the vision tower as it is; drop --vision.")
         if self.muon_learning_rate is not None and self.optimizer != "muon":
             raise SettingsError("muon_learning_rate is for --optimizer muon; drop one of them.")
         if self.optimizer == "muon" and self.rank is not None:
