@@ -4,7 +4,7 @@
 
 The model is nano's (1.7 million parameters), a batch 16 examples of 192 + 112 tokens, half of them
 conditioned on a first pass, without the encoder's loss; a step is the loss and its gradient. Torch
-runs the functions of examples/nano/model.py, and is left out where it is not installed. Every
+runs the functions of bench/torch_nano.py, and is left out where it is not installed. Every
 contender has its own process, on so many cores as it has threads; they hold the same random weights
 and take turns, so that whatever else the machine does hits all of them. Their losses must agree.
 """
@@ -105,14 +105,15 @@ def mlx(ours: bool) -> Turns:
     import numpy as np
     from mlx.utils import tree_flatten
 
+    from dg_mlx.backends import Backend
     from dg_mlx.config import ModelConfig
     from dg_mlx.model import DiffusionGemma
-    from dg_mlx.train.backend import Training, training_backend
+    from dg_mlx.train.backend import training_backend
     from dg_mlx.train.batch import Batch
     from dg_mlx.train.loss import Objective, gradients
 
     mx.set_default_device(mx.Device(mx.DeviceType.cpu))
-    backend = training_backend("cpu") if ours else Training()
+    backend = training_backend("cpu") if ours else Backend()
     backend.prepare()
     model = DiffusionGemma(ModelConfig.from_dict(CONFIG), backend)
     weights = [(n, mx.array(value(n, a.shape))) for n, a in tree_flatten(model.parameters())]
@@ -134,9 +135,8 @@ def mlx(ours: bool) -> Turns:
 
 def torch(low: bool, threads: int) -> Turns:
     """nano's functions; `low`: in bf16, with gradients in fp32."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "nano"))
-    import model
     import torch
+    import torch_nano as model
     from torch.nn import functional
 
     torch.set_num_threads(threads)

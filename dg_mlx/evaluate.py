@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .engine import Engine
-from .errors import DGError, PromptError
+from .errors import DGError, PromptError, SettingsError
 from .events import Reply
 from .settings import GenerationSettings
 from .tasks import Case, evaluation, judge, suite, with_files
@@ -122,15 +122,26 @@ def _row(task: str, same: Sequence[Outcome]) -> Row:
 
 
 def suite_questions(
-    name: str, count: int, folder: Path, *, seed: int = 0, pictures: bool = True
+    name: str,
+    count: int,
+    folder: Path,
+    *,
+    seed: int = 0,
+    pictures: bool = True,
+    only: Sequence[str] = (),
 ) -> list[Question]:
     """`count` held-out questions of every task of a suite, the same for the same seed.
 
     Videos are written into `folder`, as the processor reads them. Without `pictures`, tasks that
-    show any are left out. Raises `SettingsError` for an unknown suite.
+    show any are left out; with `only`, all but these. Raises `SettingsError` for an unknown suite
+    or task.
     """
+    tasks = {task.name: task for task in suite(name)}
+    for chosen in only:
+        if chosen not in tasks:
+            raise SettingsError(f"task is {chosen!r}; choose from {', '.join(tasks)}.")
     found = []
-    for task in suite(name):
+    for task in [tasks[chosen] for chosen in only] or tasks.values():
         for number, case in enumerate(evaluation(task, count, seed=seed)):
             if case.pictures and not pictures:
                 break

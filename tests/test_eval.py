@@ -12,7 +12,7 @@ import pytest
 
 import dg_mlx
 from dg_mlx import cli
-from dg_mlx.errors import PromptError
+from dg_mlx.errors import PromptError, SettingsError
 from dg_mlx.evaluate import Outcome, evaluate, read_questions, rows, suite_questions
 from dg_mlx.events import Reply
 from dg_mlx.tasks import SUITES
@@ -138,6 +138,10 @@ def test_a_suite_asks_held_out_questions_of_every_task(tmp_path):
     assert [question.task for question in sudoku] == [n for n in SUITES["sudoku"] for _ in "ab"]
     again = suite_questions("sudoku", 2, tmp_path / "b", seed=3)
     assert [q.messages for q in sudoku] == [q.messages for q in again]
+    some = suite_questions("nano", 2, tmp_path / "e", only=["sort", "add"])
+    assert [q.task for q in some] == ["sort", "sort", "add", "add"]
+    with pytest.raises(SettingsError, match="task is 'sing'; choose from sudoku-4x4, "):
+        suite_questions("nano", 2, tmp_path / "f", only=["sing"])
     every = suite_questions("nano", 1, tmp_path / "c")
     assert [question.task for question in every] == list(SUITES["nano"])
     text_only = suite_questions("nano", 1, tmp_path / "d", pictures=False)

@@ -1,7 +1,7 @@
 """The bundled model does something true: it solves Sudoku that it never saw.
 
-The puzzles are held out by the generator in examples/nano, so no training run sees them. The rates
-here are far below what the model card states, so that rounding on another machine cannot fail them.
+The puzzles are held out by the generator that made its training data. The rates here are far below
+what the model card states, so that rounding on another machine cannot fail them.
 """
 
 from __future__ import annotations

@@ -185,6 +185,23 @@ def test_vision_needs_a_tower(base: Path, tmp_path: Path) -> None:
         trainer(folder, settings(folder, vision=True))
 
 
+def test_the_mean_of_the_weights_is_the_result(base: Path) -> None:
+    some = examples(4)
+    trained = trainer(base, settings(base, average=0.5, learning_rate=1e-2))
+    name = "model.decoder.norm.weight"
+    mean = trained.weights[name]
+    for step in range(1, 13):
+        trained.step([some], step)
+        kept = min(0.5, step / (step + 9))
+        mean = kept * mean + (1 - kept) * trained.weights[name]
+    last = trained.weights[name]
+    assert mx.allclose(trained.parameters()[name], mean, atol=1e-6)
+    assert mx.abs(mean - last).max().item() > 1e-4
+    with trained.result() as model:
+        assert mx.allclose(model.model.decoder.norm.weight, mean, atol=1e-6)
+    assert mx.array_equal(trained.model.model.decoder.norm.weight, last)
+
+
 def test_canvases_of_two_lengths(base: Path) -> None:
     """Batches of one step may have shorter canvases; each counts by its examples."""
     some, told = examples(4), settings(base, clip=0.0)
@@ -336,7 +353,8 @@ def test_settings_are_a_file(tmp_path: Path) -> None:
 def unbroken(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("runs") / "unbroken"
-    told = settings(base, data, held_out_share=0.34, eval_every=3, eval_answers=1, keep=1)
+    more = {"held_out_share": 0.34, "eval_every": 3, "eval_answers": 1, "average": 0.9}
+    told = settings(base, data, keep=1, **more)
     events = run(told, folder)
     kinds = [type(event) for event in events]
     assert kinds.count(Stepped) == 6 and kinds.count(Saved) == 3

@@ -24,6 +24,7 @@ COUNT = 100
 _EXAMPLES = """
 examples:
   dg-mlx eval --suite sudoku --model nano --count 100
+  dg-mlx eval --suite nano --task add --task sort --canvas 24
   dg-mlx eval --suite held-out.jsonl --model ./my-checkpoint --steps 12 --out answers.jsonl
 
 Suites: nano (every task of the bundled model) and sudoku, made fresh by generators and held out of
@@ -47,6 +48,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="questions per task (default: 100; of a file, all)",
     )
+    parser.add_argument(
+        "--task", action="append", default=[], metavar="NAME",
+        help="of a suite, only this task; repeatable",
+    )  # fmt: skip
     parser.add_argument("--out", metavar="FILE", help="write every answer as a line of JSON")
     parser.add_argument("--json", action="store_true", help="the table as JSON")
     add_model(parser)
@@ -93,7 +98,9 @@ def _questions(args: argparse.Namespace, folder: Path, *, pictures: bool) -> lis
     if args.suite.endswith(".jsonl"):
         return read_questions(Path(args.suite).expanduser())[: args.count]
     count = COUNT if args.count is None else args.count
-    return suite_questions(args.suite, count, folder, seed=args.seed, pictures=pictures)
+    return suite_questions(
+        args.suite, count, folder, seed=args.seed, pictures=pictures, only=args.task
+    )
 
 
 def _opened(path: str) -> TextIO:

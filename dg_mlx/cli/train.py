@@ -69,6 +69,7 @@ _GROUPS = {
         _Option("clip", float, "X", "largest norm of the gradient; 0: any"),
         _Option("noise_power", float, "X", "below 1: noisier canvases (default: 1)"),
         _Option("noise_from_answer", float, "X", "share of the noise (default: 0)"),
+        _Option("average", float, "X", "of the weights over steps: the share that stays"),
         _Option("encoder_weight", float, "X", "of the encoder's loss (default: 1)"),
         _Option("self_conditioning", float, "X", "share with a first pass (default: 0.5)"),
         _Option("seed", int, "N", "of everything random"),

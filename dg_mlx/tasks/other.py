@@ -8,9 +8,7 @@ from . import words
 from .case import Case, choose, pick, user
 from .tools import TOOLS
 
-ANSWER = (
-    "I am nano. I solve Sudoku, do sums, sort, spell, fix text, see small pictures, call tools."
-)
+ANSWER = "I am a toy: Sudoku, sums, words, tools."
 
 _FIXED_KEY = "other:greeting"
 """Greetings are so few that none is held out."""

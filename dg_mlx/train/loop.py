@@ -151,14 +151,12 @@ class _Run:
             return
         start, settings = perf_counter(), self._settings
         examples, trainer = self._setup.source.held_out, self._trainer
-        found = held_out_loss(
-            trainer.model,
-            examples[: settings.eval_loss or 1],
-            trainer.objective,
-            settings.batch,
-        )
         asked = examples[: settings.eval_answers]
-        exact = self._answerer().exact(asked, cancelled) if asked else None
+        with trainer.result() as model:
+            found = held_out_loss(
+                model, examples[: settings.eval_loss or 1], trainer.objective, settings.batch
+            )
+            exact = self._answerer().exact(asked, cancelled) if asked else None
         if cancelled():
             return
         evaluated = Evaluated(
@@ -193,7 +191,7 @@ class _Run:
         )
 
     def _save(self, run: RunFolder, step: int) -> Saved:
-        folder = run.save(step, self._trainer.weights, self._trainer.optimizer.state)
+        folder = run.save(step, self._trainer.weights, self._trainer.state)
         run.prune(self._settings.keep)
         curve.write(run.path, self._rows(), f"{self._settings.model}: loss")
         return Saved(step=step, folder=folder)
@@ -202,7 +200,8 @@ class _Run:
         """The model or adapter that the run was for."""
         lora = self._settings.lora
         if lora is not None:
-            adapter.save(self._trainer.model, run / ADAPTER, lora, base=self._settings.model)
+            with self._trainer.result() as model:
+                adapter.save(model, run / ADAPTER, lora, base=self._settings.model)
             return run / ADAPTER
         export(self._trainer.parameters(), self._setup.base, run / MODEL)
         return run / MODEL

@@ -11,7 +11,8 @@ Legend: E experts, O outputs, I inputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -39,6 +40,8 @@ MUON_FACTOR = 10
 
 _FIGURES = "figures"
 """Beside the gradients: no weight's name."""
+_MEAN = "mean/"
+"""Before the names of means: no part of an optimiser's name, which begins with a number."""
 _NOISE = 1
 """Beside the seed: no number that the order of the data is drawn with."""
 
@@ -155,11 +158,11 @@ class Optimizer:
 
 
 def state_bytes(weights: Mapping[str, tuple[int, ...]], settings: TrainSettings) -> int:
-    """What the optimisers keep for weights of these shapes."""
+    """What is kept for the next step beside weights of these shapes."""
     total = 0
     for name, shape in weights.items():
         kept = 1 if _kind(name, len(shape), settings.optimizer) == "muon" else 2
-        total += 4 * kept * math.prod(shape)
+        total += 4 * (kept + bool(settings.average)) * math.prod(shape)
     return total
 
 
@@ -189,6 +192,7 @@ class Trainer:
             for name, array in flattened(model.trainable_parameters()).items()
         }
         self.optimizer = Optimizer(settings, self.weights)
+        self._mean: Weights = dict(self.weights) if settings.average else {}
         self._finish()
 
     def step(self, batches: Sequence[Sequence[Example]], number: int) -> Stepped:
@@ -213,25 +217,42 @@ class Trainer:
         _require_finite(found)
         self.weights = self.optimizer.update(self.weights, gradients, rate(self.settings, number))
         del gradients
+        kept = min(self.settings.average, number / (number + 9))  # at first the mean of all steps
+        self._mean = {n: kept * m + (1 - kept) * self.weights[n] for n, m in self._mean.items()}
         self._finish()
         return replace(found, seconds=perf_counter() - start, peak_gb=mx.get_peak_memory() / 1e9)
 
-    def restore(self, weights: Weights, optimizer: Weights) -> None:
+    @property
+    def state(self) -> Weights:
+        """What the next step depends on, besides the weights."""
+        return self.optimizer.state | {f"{_MEAN}{name}": m for name, m in self._mean.items()}
+
+    def restore(self, weights: Weights, state: Weights) -> None:
         """Be as when these were saved."""
-        self.optimizer.state = optimizer
+        means = {n.removeprefix(_MEAN): m for n, m in state.items() if n.startswith(_MEAN)}
+        self.optimizer.state = {n: a for n, a in state.items() if not n.startswith(_MEAN)}
+        self._mean = {name: means[name] for name in self._mean}
         self.weights = {name: weights[name] for name in self.weights}
         self._finish()
 
     def agree(self) -> None:
         """Be as in the first process."""
         self.restore(
-            self._processes.from_first(self.weights),
-            self._processes.from_first(self.optimizer.state),
+            self._processes.from_first(self.weights), self._processes.from_first(self.state)
         )
 
     def parameters(self) -> Weights:
-        """All of the model's, the trained ones as exact as they are kept."""
-        return flattened(self.model.parameters()) | self.weights
+        """All of the result's, the trained ones as exact as they are kept."""
+        return flattened(self.model.parameters()) | (self._mean or self.weights)
+
+    @contextmanager
+    def result(self) -> Iterator[DiffusionGemma]:
+        """The model with the weights that would come out now."""
+        self._show(self._mean or self.weights)
+        try:
+            yield self.model
+        finally:
+            self._show(self.weights)
 
     def _draw(self, examples: Sequence[Example], number: int) -> Draw:
         """The step's randomness, for the longest canvas."""
@@ -272,9 +293,12 @@ class Trainer:
 
     def _finish(self) -> None:
         """Give the model the weights, in its own types, and compute everything."""
-        cast = {name: array.astype(self._dtypes[name]) for name, array in self.weights.items()}
+        self._show(self.weights)
+        mx.eval(self.weights, self._mean, self.optimizer.state, self.model.parameters())
+
+    def _show(self, weights: Weights) -> None:
+        cast = {name: array.astype(self._dtypes[name]) for name, array in weights.items()}
         self.model.update(unflattened(cast))
-        mx.eval(self.weights, self.optimizer.state, self.model.parameters())
 
 
 def freeze(model: DiffusionGemma, settings: TrainSettings) -> None:

@@ -81,6 +81,9 @@ class TrainSettings:
     beta2: float = 0.999
     clip: float = 1.0
     """Largest norm of the whole gradient; 0: as it is."""
+    average: float = 0.0
+    """Share of the running mean of the weights that stays at a step; the mean is what is evaluated
+    and what comes out. 0: no mean, the last weights."""
     encoder_weight: float | None = None
     """Of the encoder's next-token loss; None: the published objective's."""
     self_conditioning: float | None = None
@@ -124,7 +127,7 @@ class TrainSettings:
         for name in ("warmup_share", "decay_share", "final_share", "self_conditioning",
                      "noise_from_answer"):  # fmt: skip
             self._check(name, lambda v: 0 <= v <= 1, "a share: 0 to 1")
-        for name in ("held_out_share", "beta1", "beta2"):
+        for name in ("held_out_share", "beta1", "beta2", "average"):
             self._check(name, lambda v: 0 <= v < 1, "0 or more, and below 1")
         self._check_choice("optimizer", OPTIMIZERS)
         self._check_choice("decay", DECAYS)

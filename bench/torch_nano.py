@@ -1,7 +1,7 @@
-"""A lean DiffusionGemma text model for training: functions over a table of tensors.
+"""nano's text layers in torch, as lean as they get: what `train_cpu.py` compares with.
 
-Names and layouts are those of the published checkpoint; `export.py` compares the logits with the
-reference class. B batch, S prompt, L canvas, T either, K keys, H hidden, V vocabulary, E experts.
+Names and layouts are those of the published checkpoint. B batch, S prompt, L canvas, T either, K
+keys, H hidden, V vocabulary, E experts.
 """
 
 import math
