@@ -139,20 +139,16 @@ def run(args: argparse.Namespace) -> int:
 
     from dg_mlx.train.checkpoint import steps
     from dg_mlx.train.loop import train
-    from dg_mlx.train.processes import local
 
     if args.processes < 1:
         raise SettingsError(f"--processes is {args.processes}; it must be 1 or more.")
     folder = Path(args.folder).expanduser()
+    events = train(
+        settings, folder, force=args.force, offline=args.offline, processes=args.processes
+    )
     report = Report(settings)
     try:
-        with (
-            local(args.processes),
-            contextlib.closing(
-                train(settings, folder, force=args.force, offline=args.offline)
-            ) as events,
-            report,
-        ):
+        with contextlib.closing(events), report:
             for event in events:
                 report.show(event)
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -38,7 +39,7 @@ from .metrics import (
     read,
 )
 from .optimizer import Trainer, flattened, unflattened
-from .processes import Processes
+from .processes import Processes, local
 from .settings import TrainSettings
 from .setup import Setup, prepare
 from .source import Chats, Open
@@ -51,32 +52,37 @@ def train(
     open_source: Open = Chats,
     force: bool = False,
     offline: bool = False,
+    processes: int = 1,
     cancel: threading.Event | None = None,
 ) -> Generator[Event, None, None]:
     """Run the training that `settings` describe in a folder, or go on with it there.
 
-    `open_source` opens what it learns from. Started by `mlx.launch`, several processes train
-    together; only the first yields events and writes.
+    `open_source` opens what it learns from. `processes` runs the program's command in so many
+    processes on this machine; started by `mlx.launch`, those of several train together. Only the
+    first yields events and writes.
 
     Setting `cancel`, or closing the iterator, writes a checkpoint after the step that is being
     computed. Raises `DGError`s: before anything is written when settings, data, memory or folder
     are not right, and `SettingsError` when the loss is not finite any more.
     """
     setup = prepare(settings, open_source=open_source, offline=offline)
-    processes = WORKER.call(Processes)
-    if settings.accumulate % processes.count:
+    _require_batches(settings, processes)
+    with local(processes), ExitStack() as stack:
+        together = WORKER.call(Processes)
+        _require_batches(settings, together.count)
+        run = None
+        if together.first:
+            known = record(settings, setup.base, setup.source.identity)
+            run = stack.enter_context(closing(RunFolder(folder, settings, known, force=force)))
+        yield from WORKER.stream(_Run(setup, together, run).events, cancel)
+
+
+def _require_batches(settings: TrainSettings, processes: int) -> None:
+    if settings.accumulate % processes:
         raise SettingsError(
-            f"accumulate is {settings.accumulate}, for {processes.count} processes; each of them "
-            f"computes whole batches, so give a multiple of {processes.count}."
+            f"accumulate is {settings.accumulate}, for {processes} processes; each of them "
+            f"computes whole batches, so give a multiple of {processes}."
         )
-    known = record(settings, setup.base, setup.source.identity)
-    run = RunFolder(folder, settings, known, force=force) if processes.first else None
-    try:
-        job = _Run(setup, processes, run)
-        yield from WORKER.stream(job.events, cancel)
-    finally:
-        if run is not None:
-            run.close()
 
 
 class _Run:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -91,7 +91,8 @@ def local(count: int) -> Iterator[None]:
         os.environ |= {_HOSTS: str(hosts), _RANK: "0"}
         stack.callback(lambda: [os.environ.pop(name) for name in (_HOSTS, _RANK)])
         ending = threading.Event()
-        cores = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
+        cores = _cores()
+        apart = len(cores) >= count
         for rank in range(1, count):
             # A session of its own: an interrupt is for the first process, which tells the others.
             process = subprocess.Popen(
@@ -103,14 +104,27 @@ def local(count: int) -> Iterator[None]:
             )
             stack.callback(process.wait)
             stack.callback(process.terminate)
-            if len(cores) >= count and sys.platform == "linux":
-                os.sched_setaffinity(process.pid, cores[rank::count])
+            if apart:
+                _pin([process.pid], cores[rank::count])
             threading.Thread(target=_watch, args=(process, ending), daemon=True).start()
-        if len(cores) >= count and sys.platform == "linux":
-            os.sched_setaffinity(0, cores[::count])
-            stack.callback(os.sched_setaffinity, 0, cores)
+        if apart:
+            threads = [int(name) for name in os.listdir("/proc/self/task")]
+            _pin(threads, cores[::count])
+            stack.callback(_pin, threads, cores)
         stack.callback(ending.set)
         yield
+
+
+def _cores() -> list[int]:
+    """Those that this process may use; none where a system does not say, or does not pin."""
+    return sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
+
+
+def _pin(threads: Sequence[int], cores: Sequence[int]) -> None:
+    for thread in threads:
+        with suppress(ProcessLookupError):  # it has ended
+            if sys.platform == "linux":
+                os.sched_setaffinity(thread, cores)
 
 
 def _watch(process: subprocess.Popen[bytes], ending: threading.Event) -> None:

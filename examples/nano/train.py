@@ -17,7 +17,6 @@ from mixture import Mixture
 from dg_mlx.cli.train import Report
 from dg_mlx.config import ModelConfig
 from dg_mlx.train.loop import train
-from dg_mlx.train.processes import local
 from dg_mlx.train.settings import TrainSettings
 
 
@@ -35,11 +34,8 @@ def main() -> None:
         steps=options.steps,
         vision=ModelConfig.load(Path(options.model)).vision is not None,
     )
-    with (
-        local(options.processes),
-        contextlib.closing(train(settings, options.folder, open_source=Mixture)) as events,
-        Report(settings) as report,
-    ):
+    events = train(settings, options.folder, open_source=Mixture, processes=options.processes)
+    with contextlib.closing(events), Report(settings) as report:
         for event in events:
             report.show(event)
 
