@@ -325,7 +325,9 @@ def test_broken_adapters(
 @pytest.mark.parametrize("quant", ["none", "8bit"])
 def test_an_engine_with_an_adapter(tmp_path: Path, quant: str, targets: tuple[str, ...]) -> None:
     """As the model was while it was trained, whether the base is packed or not."""
-    source = tiny.write_tokenizer(tiny.write(tmp_path / "source", tiny.config()))
+    data = tiny.config()  # all widths multiples of the group
+    data["vision_config"] |= {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4}
+    source = tiny.write_tokenizer(tiny.write(tmp_path / "source", data))
     options = Options(quant=quant, logits=False, **{} if quant == "none" else PACKED)
     convert(str(source), tmp_path / "base", options, lambda *_: None)
     config = ModelConfig.load(tmp_path / "base")

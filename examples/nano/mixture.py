@@ -37,7 +37,7 @@ WHOLE = 112
 GROUPS = (
     Group(
         share=44,
-        canvases={24: (0.5, 96), 40: (0.25, 72), WHOLE: (0.25, 36)},
+        canvases={24: (0.6, 48), 40: (0.2, 40), WHOLE: (0.2, 24)},
         tasks={
             "add": 20,
             "subtract": 20,
@@ -52,7 +52,7 @@ GROUPS = (
     ),
     Group(
         share=16,
-        canvases={64: (0.6, 40), WHOLE: (0.4, 26)},
+        canvases={64: (0.6, 24), WHOLE: (0.4, 18)},
         tasks={
             "rewrite-typo": 25,
             "rewrite-number": 25,
@@ -64,17 +64,17 @@ GROUPS = (
     ),
     Group(
         share=16,
-        canvases={WHOLE: (1, 24)},
+        canvases={WHOLE: (1, 16)},
         tasks={"sudoku-9x9-45": 25, "sudoku-9x9-35": 40, "sudoku-9x9-30": 35},
     ),
     Group(
         share=8,
-        canvases={40: (0.7, 32), WHOLE: (0.3, 20)},
+        canvases={40: (0.7, 20), WHOLE: (0.3, 14)},
         tasks={"tool-call": 1, "tool-answer": 1},
     ),
     Group(
         share=12,
-        canvases={24: (0.7, 36), WHOLE: (0.3, 20)},
+        canvases={24: (0.7, 24), WHOLE: (0.3, 16)},
         tasks={
             "picture-color": 8,
             "picture-shape": 28,
