@@ -85,7 +85,7 @@ class LoraWeight(Weight):
 
     def _product(self, x: mx.array, *, transpose: bool = True) -> mx.array:
         """`x @ (W + scale * B @ A).T` (or without .T)."""
-        y = self._backend.matmul(x, Frozen(*self.packed), transpose=transpose)
+        y = self._backend.matmul(x, Frozen(*super().packed), transpose=transpose)
         a, b = (Packed(part.astype(x.dtype)) for part in (self.lora_a, self._scale * self.lora_b))
         for part in (a, b) if transpose else (b, a):
             x = self._backend.matmul(x, part, transpose=transpose)
@@ -157,11 +157,10 @@ def adapt(model: nn.Module, settings: LoraSettings, seed: int = 0) -> list[str]:
     model.freeze()
     rng = np.random.default_rng(seed)
     for name in sorted(chosen):
-        parent, _, leaf = name.rpartition(".")
         replacement = _KINDS[type(modules[name])](modules[name], settings, rng)
         replacement.freeze()
         replacement.unfreeze(keys=["lora_a", "lora_b"])
-        _module(model, parent)[leaf] = replacement
+        _replace(model, name, replacement)
     return sorted(chosen)
 
 
@@ -169,8 +168,7 @@ def merge(model: nn.Module) -> None:
     """Add adapters to the weights that they lie on, where those are not packed."""
     for name, module in list(adapters(model)):
         if module._spec is None:
-            parent, _, leaf = name.rpartition(".")
-            _module(model, parent)[leaf] = module.merged()
+            _replace(model, name, module.merged())
 
 
 def weights(model: nn.Module) -> Iterator[tuple[str, Weight]]:
@@ -199,8 +197,9 @@ def logical_shape(weight: Weight) -> tuple[int, ...]:
     return (*rest, inputs if spec is None else inputs * 32 // spec.bits)
 
 
-def _module(model: nn.Module, path: str) -> Any:
+def _replace(model: nn.Module, name: str, module: Weight) -> None:
+    *parents, leaf = name.split(".")
     here: Any = model
-    for part in path.split("."):
+    for part in parents:
         here = here[int(part)] if part.isdigit() else here[part]
-    return here
+    here[leaf] = module

@@ -13,7 +13,6 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from dg_mlx import adapter
 from dg_mlx.backends import Backend
@@ -107,7 +106,8 @@ class _Run:
                 trained=sum(array.size for array in self._trainer.weights.values()),
                 needed_bytes=self._setup.needed_bytes,
             )
-            if not any(row["step"] == done and "held_out_loss" in row for row in self._rows()):
+            rows = read(self._folder.path)
+            if not any(row["step"] == done and "held_out_loss" in row for row in rows):
                 yield from self._evaluate(done, cancelled)
         for step in range(done + 1, settings.steps + 1):
             stepped = self._trainer.step(source.batches(step), step)
@@ -139,9 +139,6 @@ class _Run:
         if self._processes.count > 1:
             self._trainer.agree()
         return self._processes.number(done[0] if done else 0)
-
-    def _rows(self) -> list[dict[str, Any]]:
-        return read(self._folder.path) if self._folder is not None else []
 
     def _due(self, step: int) -> bool:
         every = self._settings.eval_every
@@ -199,7 +196,7 @@ class _Run:
     def _save(self, run: RunFolder, step: int) -> Saved:
         folder = run.save(step, self._trainer.weights, self._trainer.state)
         run.prune(self._settings.keep)
-        curve.write(run.path, self._rows(), f"{self._settings.model}: loss")
+        curve.write(run.path, read(run.path), f"{self._settings.model}: loss")
         return Saved(step=step, folder=folder)
 
     def _export(self, run: Path) -> Path:

@@ -31,9 +31,8 @@ PIXELS, POOL, TOKENS = 6, 2, 70
 Tensors = dict[str, NDArray[np.float32]]
 
 
-def config() -> dict[str, Any]:
-    """The contents of config.json, keys spelled as in the published checkpoint."""
-    text = {
+def _text() -> dict[str, Any]:
+    return {
         "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": IDS["<bos>"],
@@ -67,7 +66,10 @@ def config() -> dict[str, Any]:
         "use_bidirectional_attention": "vision",
         "vocab_size": VOCAB_SIZE,
     }
-    vision = {
+
+
+def _vision() -> dict[str, Any]:
+    return {
         "attention_bias": False,
         "attention_dropout": 0.0,
         "default_output_length": TOKENS,
@@ -91,6 +93,10 @@ def config() -> dict[str, Any]:
         "standardize": False,
         "use_clipped_linears": False,
     }
+
+
+def config() -> dict[str, Any]:
+    """The contents of config.json, keys spelled as in the published checkpoint."""
     return {
         "architectures": ["DiffusionGemmaForBlockDiffusion"],
         "boi_token_id": IDS["<|image>"],
@@ -101,10 +107,10 @@ def config() -> dict[str, Any]:
         "image_token_id": IDS["<|image|>"],
         "initializer_range": 0.02,
         "model_type": "diffusion_gemma",
-        "text_config": text,
+        "text_config": _text(),
         "tie_word_embeddings": True,
         "transformers_version": "5.23.0",
-        "vision_config": vision,
+        "vision_config": _vision(),
         "vision_soft_tokens_per_image": TOKENS,
     }
 
