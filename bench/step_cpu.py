@@ -134,7 +134,7 @@ def ours(plain: bool) -> Turns:
     for step in range(1, 10_000):
         start = time.perf_counter()
         logits = model.denoise(canvas, cache, conditioning)
-        scaled, guess, entropy = backend.vocabulary(logits, _temperature(step))
+        scaled, guess, entropy, _ = backend.vocabulary(logits, _temperature(step))
         accepted = accept(entropy, 0.1)
         sampled = noise.sample(0, step, scaled)
         canvas = next_canvas(accepted, sampled, noise.renoise(0, step))

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from . import blas as _blas  # noqa: F401 - before anything imports MLX
 
 if TYPE_CHECKING:
+    from .canvas.constraint import Constraint
+    from .canvas.pins import Pins
     from .config import ModelConfig
     from .engine import Engine, load
     from .errors import DGError
-    from .events import Committed, Done, Draft, Event, Prefilled, Reply, Stats
+    from .events import Committed, Done, Draft, Event, Prefilled, Reply, Stats, Trust
     from .sampling import Noise, SeededNoise
     from .settings import GenerationSettings
 
@@ -27,8 +29,10 @@ _WHERE = {
     "ModelConfig": "config",
     "Noise": "sampling",
     "SeededNoise": "sampling",
+    "Constraint": "canvas.constraint",
+    "Pins": "canvas.pins",
     **dict.fromkeys(
-        ("Prefilled", "Draft", "Committed", "Done", "Stats", "Reply", "Event"), "events"
+        ("Prefilled", "Draft", "Committed", "Done", "Stats", "Trust", "Reply", "Event"), "events"
     ),
     **dict.fromkeys(
         (
@@ -41,6 +45,9 @@ _WHERE = {
             "BackendError",
             "MemoryLimitError",
             "MissingPackageError",
+            "ConstraintError",
+            "PinError",
+            "EditError",
         ),
         "errors",
     ),
@@ -53,12 +60,15 @@ __all__ = [  # noqa: RUF022 - grouped by what they are
     "ModelConfig",
     "Noise",
     "SeededNoise",
+    "Constraint",
+    "Pins",
     "Prefilled",
     "Draft",
     "Committed",
     "Done",
     "Event",
     "Stats",
+    "Trust",
     "Reply",
     "DGError",
 ]

@@ -12,11 +12,17 @@ import mlx.core as mx
 
 from . import adapter as adapters
 from .backends import Backend, choose
+from .canvas.constraint import Constraint, Guides, Vocabulary
+from .canvas.hold import Answer, Held
+from .canvas.passage import Passage
+from .canvas.pins import Pin, Pins
 from .config import ModelConfig
-from .errors import BackendError, PromptError, SettingsError
+from .decide import Ballot, Decision, prepare, vote
+from .errors import BackendError, ConstraintError, PromptError, SettingsError
 from .events import Event, Reply, collect
 from .generation import Generation, Request
 from .hub import require_memory, resolve
+from .lengths import Lengths, Search, find
 from .model import DiffusionGemma, VisionAttention, lora
 from .processor import Messages, Processor, Prompt
 from .sampling import Noise, SeededNoise
@@ -44,6 +50,7 @@ class Engine:
         self.settings = settings
         """The checkpoint's own; change a copy per request with `settings.replace`."""
         self.backend = backend
+        self._compiled: dict[tuple[int, ...], Guides] = {}
 
     @property
     def config(self) -> ModelConfig:
@@ -63,25 +70,35 @@ class Engine:
         seed: int = 0,
         noise: Noise | None = None,
         cancel: threading.Event | None = None,
+        pins: Pins | Mapping[int, Pin] | None = None,
+        constraint: Constraint | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool = False,
     ) -> Iterator[Event]:
         """Answer, reporting every step: `Prefilled`, per block `Draft`s and a `Committed`, `Done`.
 
         `messages` is a prompt, role/content dicts, token ids or a `Prompt`. `noise` replaces the
-        randomness that `seed` stands for. `cancel` is looked at between steps. Runs on the worker's
-        thread; closing the iterator stops it. Raises `PromptError`, `MediaError` and
-        `SettingsError` at once, before anything runs.
+        randomness that `seed` stands for. `cancel` is looked at between steps. `pins` are tokens
+        held fixed, by position in the answer (ids, or texts that begin there); `constraint` is what
+        its visible text must be. Runs on the worker's thread; closing the iterator stops it. Raises
+        `PromptError`, `MediaError`, `SettingsError`, `PinError` and `ConstraintError` at once,
+        before anything runs.
         """
+        if tools and constraint is not None:
+            raise ConstraintError(
+                "no tool can be called under a constraint; leave out one of them."
+            )
         prompt = self.prompt(messages, tools=tools, thinking=thinking)
         settings = settings or self.settings
         canvas = settings.canvas(self.config.canvas_length)
+        held = self._held(pins, constraint, settings, prompt, thinking)
         request = Request(
             prompt=prompt,
             settings=settings,
             tokens=self._room(prompt, settings, canvas),
             noise=noise or self._noise(seed, canvas),
             reply=self.processor.reply(thinking_open=prompt.thinking_open),
+            answer=Answer(held, self.backend, settings, self.config.canvas_length),
         )
         return WORKER.stream(
             lambda cancelled: Generation(self.model, self.backend, request, cancelled).events(),
@@ -91,6 +108,67 @@ class Engine:
     def generate(self, messages: Messages | Prompt, **options: Any) -> Reply:
         """Answer in one piece. Options and errors as in `stream`."""
         return collect(self.stream(messages, **options))
+
+    def decide(
+        self,
+        messages: Messages | Prompt,
+        *,
+        choices: Sequence[str] | None = None,
+        schema: Any = None,
+        draws: int = 4,
+        passes: int = 1,
+        settings: GenerationSettings | None = None,
+        seed: int = 0,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Decision:
+        """Probabilities of `choices`, or of the values of each property of a JSON schema.
+
+        One prefill; `draws` canvases that start from different noise, in one batch, each denoised
+        `passes` times. Raises `ConstraintError`, `PromptError` and `SettingsError`.
+        """
+        prompt, settings = self.prompt(messages, tools=tools), settings or self.settings
+        asked = prepare(
+            Ballot.of(choices, schema),
+            prompt,
+            self.processor.exact,
+            self._guides(settings.eos_token_id),
+            settings,
+            draws=draws,
+            passes=passes,
+            seed=seed,
+        )
+        tokens, canvas = asked.settings.max_new_tokens, settings.canvas(self.config.canvas_length)
+        if tokens > canvas:
+            raise ConstraintError(
+                f"the longest answer takes {tokens} tokens and the canvas has {canvas}; shorten it."
+            )
+        self._room(prompt, asked.settings, tokens)
+        return WORKER.call(lambda: vote(self.model, self.backend, asked))
+
+    def lengths(
+        self,
+        prompt: Prompt,
+        passage: Passage,
+        *,
+        settings: GenerationSettings | None = None,
+        draws: int = 4,
+        seed: int = 0,
+    ) -> Lengths:
+        """How many tokens each hole of a passage takes, where it does not say.
+
+        Raises `PinError` if the passage does not fit the context, and `SettingsError`.
+        """
+        settings = settings or self.settings
+        search = Search.of(
+            prompt,
+            passage,
+            settings,
+            canvas=settings.canvas(self.config.canvas_length),
+            context=self.config.text.max_position_embeddings,
+            draws=draws,
+            seed=seed,
+        )
+        return WORKER.ask(lambda gone: find(self.model, self.backend, search, gone))
 
     def prompt(
         self,
@@ -105,6 +183,34 @@ class Engine:
         if tools or thinking:
             raise PromptError("a Prompt is already encoded; pass tools and thinking to encode.")
         return messages
+
+    def _held(
+        self,
+        pins: Pins | Mapping[int, Pin] | None,
+        constraint: Constraint | None,
+        settings: GenerationSettings,
+        prompt: Prompt,
+        thinking: bool,
+    ) -> Held:
+        """What the answer is held to. Raises `PinError` and `ConstraintError`."""
+        if not isinstance(pins, Pins):
+            pins = Pins.of(pins or {}, self.processor.exact)
+        vocab = self.config.text.vocab_size
+        pins.check(tokens=settings.max_new_tokens, vocab=vocab, ends=settings.eos_token_id)
+        if constraint is None:
+            return Held(pins=pins)
+        guide = self._guides(settings.eos_token_id).of(constraint)
+        start = guide.start(thinking=thinking, thinking_open=prompt.thinking_open)
+        return Held(pins=pins, guide=guide, start=start)
+
+    def _guides(self, ends: tuple[int, ...]) -> Guides:
+        if ends not in self._compiled:
+            opens, closes = self.processor.control.thought or (None, None)
+            vocabulary = Vocabulary(
+                pieces=self.processor.spellings, ends=ends, opens=opens, closes=closes
+            )
+            self._compiled = {ends: Guides(vocabulary)}
+        return self._compiled[ends]
 
     def _noise(self, seed: int, canvas: int) -> SeededNoise:
         vocab = self.config.text.vocab_size

@@ -38,3 +38,15 @@ class MemoryLimitError(DGError):
 
 class MissingPackageError(DGError):
     """An optional package is needed; the message names the pip command."""
+
+
+class ConstraintError(DGError):
+    """A constraint that cannot be met or is not supported."""
+
+
+class PinError(DGError):
+    """A pinned token cannot be held where it is asked for."""
+
+
+class EditError(DGError):
+    """A file cannot be edited, or the spans to edit are not in it."""

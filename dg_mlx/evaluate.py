@@ -14,9 +14,10 @@ from typing import Any
 
 from .engine import Engine
 from .errors import DGError, PromptError, SettingsError
-from .events import Reply
+from .events import Reply, collect
+from .infill import Gap, plan
 from .settings import GenerationSettings
-from .tasks import Case, evaluation, judge, suite, with_files
+from .tasks import Case, Rewrite, evaluation, judge, suite, with_files
 
 _KEYS = {"messages", "tools", "thinking", "task"}
 
@@ -31,6 +32,8 @@ class Question:
     right: Callable[[Reply], bool]
     tools: Sequence[Mapping[str, Any]] | None = None
     thinking: bool = False
+    rewrite: Rewrite | None = None
+    """Only this part of a text is to be written; the rest is pinned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +78,7 @@ def evaluate(
     """Answer one question after the other, each with a seed of its own. Errors as `stream`."""
     settings = settings or engine.settings
     for number, question in enumerate(questions):
-        reply = engine.generate(
-            question.messages,
-            settings=settings,
-            seed=seed + number,
-            tools=question.tools,
-            thinking=question.thinking,
-        )
+        reply = _answer(engine, question, settings, seed + number)
         stats = reply.stats
         yield Outcome(
             task=question.task,
@@ -92,6 +89,22 @@ def evaluate(
             stopped=max(stats.steps_per_block, default=0) < settings.max_denoising_steps,
             text=reply.text,
         )
+
+
+def _answer(engine: Engine, question: Question, settings: GenerationSettings, seed: int) -> Reply:
+    if question.rewrite is None:
+        return engine.generate(
+            question.messages,
+            settings=settings,
+            seed=seed,
+            tools=question.tools,
+            thinking=question.thinking,
+        )
+    text, start, end = question.rewrite.text, question.rewrite.start, question.rewrite.end
+    present = text[start:end]
+    gap = Gap(present=present, length=len(engine.processor.tokenise(present)))
+    parts: list[str | Gap] = [text[:start], gap, text[end:]]
+    return collect(plan(engine, question.messages, parts, settings=settings).run(engine, seed=seed))
 
 
 def rows(outcomes: Iterable[Outcome]) -> list[Row]:
@@ -158,6 +171,7 @@ def _of_case(case: Case) -> Question:
         right=lambda reply: judge(case, reply),
         tools=case.tools or None,
         thinking=case.thinking,
+        rewrite=case.rewrite,
     )
 
 

@@ -5,8 +5,8 @@ Legend of array names: L canvas length.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +27,37 @@ class Prefilled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trust:
+    """How far the guess at each position can be trusted. Arrays are numpy, one entry per token."""
+
+    probability: NDArray[np.float32]
+    """Of the guess, in the temperature-scaled distribution."""
+    entropy: NDArray[np.float32]
+    """Of that distribution, in nats."""
+    settled: NDArray[np.int32]
+    """How many passes before this one had the same guess, without a break."""
+    changes: NDArray[np.int32]
+    """How often the guess changed."""
+
+    def first(self, count: int) -> Trust:
+        """That of the first tokens."""
+        return Trust(**{f.name: getattr(self, f.name)[:count] for f in fields(self)})
+
+    @staticmethod
+    def joined(parts: Sequence[Trust]) -> Trust:
+        """That of one run of tokens after another."""
+        none = np.empty(0, np.float32)
+        empty = Trust(
+            probability=none,
+            entropy=none,
+            settled=none.astype(np.int32),
+            changes=none.astype(np.int32),
+        )
+        names = [f.name for f in fields(Trust)]
+        return Trust(**{n: np.concatenate([getattr(p, n) for p in (empty, *parts)]) for n in names})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Draft:
     """One denoising step of one block. Arrays are numpy, one entry per canvas position (L)."""
 
@@ -44,10 +75,11 @@ class Draft:
     frozen: NDArray[np.bool_]
     """Positions that may not change."""
     entropy: NDArray[np.float32]
-    """Of the temperature-scaled distribution, in nats."""
+    """Of the temperature-scaled distribution, in nats; 0 where frozen."""
+    trust: Trust
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Committed:
     """A block is final. `ids` end with the end token, if there is one."""
 
@@ -57,6 +89,8 @@ class Committed:
     """What this block adds to the visible answer."""
     thought: str = ""
     """What this block adds to the thought."""
+    trust: Trust
+    """One entry per id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +137,7 @@ class Done:
 Event = Prefilled | Draft | Committed | Done
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reply:
     """A whole answer."""
 
@@ -113,6 +147,8 @@ class Reply:
     """All ids, with the end token if there is one."""
     reason: Reason
     stats: Stats
+    trust: Trust
+    """One entry per id."""
     thought: str = ""
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
 
@@ -121,10 +157,12 @@ def collect(events: Iterable[Event]) -> Reply:
     """The whole answer that events report in parts."""
     text = thought = ""
     ids: list[int] = []
+    trust: list[Trust] = []
     for event in events:
         match event:
             case Committed():
                 ids += event.ids
+                trust.append(event.trust)
                 text, thought = text + event.text, thought + event.thought
             case Done():
                 return Reply(
@@ -132,6 +170,7 @@ def collect(events: Iterable[Event]) -> Reply:
                     ids=ids,
                     reason=event.reason,
                     stats=event.stats,
+                    trust=Trust.joined(trust),
                     thought=thought,
                     tool_calls=event.tool_calls,
                 )

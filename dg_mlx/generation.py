@@ -14,10 +14,12 @@ import mlx.core as mx
 import numpy as np
 
 from .backends import Backend
+from .canvas.hold import Answer
+from .canvas.trust import Tracker
 from .events import Committed, Done, Draft, Event, Prefilled, Reason, Stats
 from .model import DiffusionGemma
 from .processor import Prompt, ReplyParser
-from .sampling import Noise, accept, confident, next_canvas, settled
+from .sampling import Noise, accept, confident, next_canvas, probability, settled
 from .settings import GenerationSettings
 from .worker import Cancelled
 
@@ -32,6 +34,8 @@ class Request:
     """Of the prompt and the longest answer, in whole canvases."""
     noise: Noise
     reply: ReplyParser
+    answer: Answer
+    """What it is held to."""
 
 
 class Generation:
@@ -46,6 +50,7 @@ class Generation:
         self._tokens = 0
         self._steps: list[int] = []
         self._prefill_s = self._denoise_s = self._commit_s = 0.0
+        self._answer = request.answer
 
     def events(self) -> Iterator[Event]:
         """Run it. `cancelled` is asked between steps and between chunks of the prompt."""
@@ -67,6 +72,7 @@ class Generation:
             start = perf_counter()
             self._model.prefill(mx.array([self._guess]), self._cache)
             self._commit_s += perf_counter() - start
+            self._answer.commit(self._guess)
         yield self._done("cancelled")
 
     def _prefill(self) -> Iterator[Event]:
@@ -80,51 +86,51 @@ class Generation:
             if done == len(prompt.ids):
                 yield Prefilled(tokens=done, cached=0, seconds=self._prefill_s)
 
-    def _denoise(self, block: int) -> Iterator[Event]:
+    def _denoise(self, number: int) -> Iterator[Event]:
         """Settle one canvas. Leaves the last best guess."""
         settings, noise = self._settings, self._request.noise
-        canvas, conditioning = noise.initial(block), None
+        block = self._answer.block(number)
+        self._trust = Tracker()
+        if block.settled is not None:
+            self._guess = block.settled
+            self._trust.pinned(self._guess)
+            self._steps.append(0)
+            return
+        canvas, conditioning = block.start(noise.initial(number)), None
         earlier: list[mx.array] = []
         for step in range(1, settings.max_denoising_steps + 1):
             if self._cancelled():
                 return
             start = perf_counter()
             logits = self._model.denoise(canvas, self._cache, conditioning)
-            scaled, guess, entropy = self._backend.vocabulary(logits, settings.temperature(step))
-            accepted = accept(entropy, settings.entropy_bound)
-            sampled = noise.sample(block, step, scaled)
-            canvas = next_canvas(accepted, sampled, noise.renoise(block, step))
+            view = block.look(logits, settings.temperature(step))
+            scaled, guess, entropy, _ = view
+            accepted = accept(entropy, settings.entropy_bound, block.free_BL)
+            sampled = block.draw(noise, number, step, scaled)
+            canvas = block.hold(next_canvas(accepted, sampled, noise.renoise(number, step)))
             stop = settled(guess, earlier, settings.stability_threshold)
-            stop = stop & confident(entropy, settings.confidence_threshold)
+            stop = stop & confident(entropy, settings.confidence_threshold, block.free_BL)
             conditioning = scaled.astype(self._model.dtype)
-            mx.eval(canvas, conditioning, guess, entropy, accepted, stop)
+            chance = probability(view)
+            mx.eval(canvas, conditioning, guess, entropy, accepted, stop, chance)
             self._denoise_s += perf_counter() - start
-            self._steps[block:] = [step]
+            self._steps[number:] = [step]
             earlier = [*earlier, guess][-max(settings.stability_threshold, 1) :]
             self._guess = [int(i) for i in np.array(guess[0])]
-            yield self._draft(block, step, canvas, guess, accepted, entropy)
+            self._trust.note(np.array(guess[0]), np.array(chance[0]), np.array(entropy[0]))
+            yield Draft(
+                block=number,
+                step=step,
+                max_steps=settings.max_denoising_steps,
+                canvas=np.array(canvas[0], dtype=np.int32),
+                guess=np.array(guess[0], dtype=np.int32),
+                accepted=np.array(accepted[0]),
+                frozen=block.frozen,
+                entropy=np.array(entropy[0]),
+                trust=self._trust.now,
+            )
             if stop.item():
                 return
-
-    def _draft(
-        self,
-        block: int,
-        step: int,
-        canvas: mx.array,
-        guess: mx.array,
-        accepted: mx.array,
-        entropy: mx.array,
-    ) -> Draft:
-        return Draft(
-            block=block,
-            step=step,
-            max_steps=self._settings.max_denoising_steps,
-            canvas=np.array(canvas[0], dtype=np.int32),
-            guess=np.array(guess[0], dtype=np.int32),
-            accepted=np.array(accepted[0]),
-            frozen=np.zeros(canvas.shape[1], np.bool_),
-            entropy=np.array(entropy[0]),
-        )
 
     def _cut(self) -> tuple[list[int], Reason | None]:
         """The block up to its first end token and the length limit, and why it is the last."""
@@ -142,7 +148,9 @@ class Generation:
         if last:
             rest = self._request.reply.finish()
             text, thought = text + rest.text, thought + rest.thought
-        return Committed(block=block, ids=ids, text=text, thought=thought)
+            self._answer.check(self._request.reply.text)
+        trust = self._trust.now.first(len(ids))
+        return Committed(block=block, ids=ids, text=text, thought=thought, trust=trust)
 
     def _done(self, reason: Reason) -> Done:
         calls = self._request.reply.tool_calls

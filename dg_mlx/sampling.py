@@ -12,8 +12,10 @@ from hashlib import blake2b
 from typing import Protocol
 
 import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
 
-from .backends import Backend
+from .backends import Backend, Vocabulary
 
 
 class Noise(Protocol):
@@ -27,6 +29,9 @@ class Noise(Protocol):
 
     def renoise(self, block: int, step: int) -> mx.array:
         """New ids for all positions, used where nothing was accepted. Returns ids_BL."""
+
+    def uniform(self, block: int, step: int) -> NDArray[np.float64]:
+        """A number in [0, 1) per position and one more, for the draw of a whole canvas."""
 
 
 class SeededNoise:
@@ -55,6 +60,11 @@ class SeededNoise:
         """Uniform over the vocabulary."""
         return self._ids(block, step, self._RENOISE)
 
+    def uniform(self, block: int, step: int) -> NDArray[np.float64]:
+        """Of the seed and the step."""
+        words = [self._seed & 0xFFFFFFFF, self._seed >> 32 & 0xFFFFFFFF, block, step]
+        return np.random.default_rng(words).random(self._shape[1] + 1)
+
     def _ids(self, block: int, step: int, use: int) -> mx.array:
         key = self._key(block, step, use)
         return mx.random.randint(0, self._vocab, self._shape, mx.int32, key=key)
@@ -64,11 +74,15 @@ class SeededNoise:
         return mx.random.key(int.from_bytes(blake2b(path, digest_size=8).digest(), "little"))
 
 
-def accept(entropy_BL: mx.array, bound: float) -> mx.array:
+def accept(entropy_BL: mx.array, bound: float, free_BL: mx.array | None = None) -> mx.array:
     """Accept lowest-entropy positions while the sum before each stays within `bound` (nats).
 
-    At least one position always is. Returns booleans (B, L). Source: arXiv 2505.24857.
+    At least one position always is. Only `free_BL` count, where that is given. Returns booleans
+    (B, L). Source: arXiv 2505.24857.
     """
+    if free_BL is not None:
+        accepted = accept(mx.where(free_BL, entropy_BL, mx.inf), bound)
+        return accepted & free_BL
     order = mx.argsort(entropy_BL, axis=-1)
     ascending = mx.take_along_axis(entropy_BL, order, axis=-1)
     within = mx.cumsum(ascending, axis=-1) - ascending <= bound
@@ -90,6 +104,15 @@ def settled(guess_BL: mx.array, earlier_NBL: list[mx.array], threshold: int) -> 
     return same
 
 
-def confident(entropy_BL: mx.array, threshold: float) -> mx.array:
-    """Whether the mean entropy (nats) is below `threshold`. Returns (B,)."""
-    return entropy_BL.mean(axis=-1) < threshold
+def confident(entropy_BL: mx.array, threshold: float, free_BL: mx.array | None = None) -> mx.array:
+    """Whether the mean entropy (nats), of `free_BL` where given, is below `threshold`. (B,)."""
+    if free_BL is None:
+        return entropy_BL.mean(axis=-1) < threshold
+    mean = mx.where(free_BL, entropy_BL, 0).sum(axis=-1) / mx.maximum(free_BL.sum(axis=-1), 1)
+    return mean < threshold
+
+
+def probability(view: Vocabulary) -> mx.array:
+    """How likely the best guess is, at each position. Returns (B, L)."""
+    score = mx.take_along_axis(view.scaled_BLV, view.guess_BL[..., None], axis=-1)[..., 0]
+    return mx.exp(score - view.total_BL)

@@ -52,6 +52,12 @@ class SharedNoise:
         """New ids for every position."""
         return mx.array(self.canvas(block, step).astype(np.int32))
 
+    def uniform(self, block: int, step: int) -> NDArray[np.float64]:
+        """A number in [0, 1) per position and one more."""
+        bits = self._bits(self._shape[1] + 1, 2, block, step)
+        uniform: NDArray[np.float64] = (bits >> 11).astype(np.float64) * 2.0**-53
+        return uniform
+
 
 class Clock:
     """Follows transformers' loop, gives it shared noise, and records every guess."""

@@ -79,7 +79,11 @@ class Worker:
 
     def call(self, run: Callable[[], T]) -> T:
         """Run a function on the worker's thread and return its value."""
-        for value in self.stream(lambda cancelled: iter((run(),))):
+        return self.ask(lambda cancelled: run())
+
+    def ask(self, run: Callable[[Cancelled], T]) -> T:
+        """As `call`; the function is told when nobody waits for it any more."""
+        for value in self.stream(lambda cancelled: iter((run(cancelled),))):
             return value
         raise AssertionError("a call yields one value")
 

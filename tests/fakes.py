@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dg_mlx.events import Committed, Done, Draft, Event, Prefilled, Stats
+from dg_mlx.events import Committed, Done, Draft, Event, Prefilled, Stats, Trust
 from dg_mlx.settings import GenerationSettings
 
 CANVAS = 4
@@ -26,6 +26,11 @@ def stats(tokens: int, steps: int = 2) -> Stats:
         commit_s=0.0,
         peak_gb=0.25,
     )
+
+
+def trust(count: int) -> Trust:
+    certain, none = np.ones(count, np.float32), np.zeros(count, np.int32)
+    return Trust(probability=certain, entropy=0 * certain, settled=none, changes=none)
 
 
 class FakeEngine:
@@ -80,7 +85,9 @@ class FakeEngine:
             tokens += len(ids)
             shown = "".join(c for c in text if not c.isupper())
             thought = "".join(c for c in text if c.isupper())
-            yield Committed(block=block, ids=ids, text=shown, thought=thought)
+            yield Committed(
+                block=block, ids=ids, text=shown, thought=thought, trust=trust(len(ids))
+            )
         yield Done(reason="end", stats=stats(tokens))
 
     @staticmethod
@@ -94,4 +101,5 @@ class FakeEngine:
             accepted=np.array([True] * step + [False] * (CANVAS - step)),
             frozen=np.zeros(CANVAS, np.bool_),
             entropy=np.linspace(0, 1, CANVAS, dtype=np.float32),
+            trust=trust(CANVAS),
         )

@@ -5,7 +5,9 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fakes
@@ -15,6 +17,7 @@ import dg_mlx
 from dg_mlx import cli
 from dg_mlx.cli import terminal
 from dg_mlx.errors import BackendError
+from dg_mlx.events import Event
 
 PUZZLE = "A 1.3.\nB .41.\nC ....\nD ..21"
 
@@ -30,10 +33,22 @@ def dg(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     )
 
 
+class Engine(fakes.FakeEngine):
+    """Also spells its ids, and notes what an answer is held to."""
+
+    processor = SimpleNamespace(piece=chr)
+
+    def stream(
+        self, messages: Any, *, pins: Any = None, constraint: Any = None, **options: Any
+    ) -> Iterator[Event]:
+        self.held = (pins, constraint)
+        return super().stream(messages, **options)
+
+
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> fakes.FakeEngine:
     """The engine that every verb loads."""
-    fake = fakes.FakeEngine(["hel", "lo"])
+    fake = Engine(["hel", "lo"])
     fake.loaded = []
 
     def load(name: str, **options: Any) -> fakes.FakeEngine:
@@ -180,6 +195,7 @@ def test_options_reach_the_engine(engine: fakes.FakeEngine) -> None:
     assert (settings.max_new_tokens, settings.max_denoising_steps) == (6, 9)
     assert (settings.t_min, settings.t_max, settings.entropy_bound) == (0.3, 0.9, 0.2)
     assert (settings.confidence_threshold, settings.stability_threshold) == (0.01, 2)
+    assert engine.held == (None, None)
 
 
 @pytest.mark.parametrize(

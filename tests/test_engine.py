@@ -17,6 +17,7 @@ import tiny
 import dg_mlx
 from dg_mlx import Committed, Done, Draft, Prefilled, SeededNoise
 from dg_mlx.errors import BackendError, CheckpointError, PromptError, SettingsError
+from dg_mlx.events import Trust
 from dg_mlx.model import DiffusionGemma
 
 PROMPT = [2, 30, 31, 32, 33]
@@ -43,8 +44,9 @@ def plain(event: Any) -> Any:
     """Everything in an event but times and memory, comparable."""
     match event:
         case Draft():
-            names = [n for n in Draft.__dataclass_fields__ if n not in ("peak_gb",)]
+            names = [n for n in Draft.__dataclass_fields__ if n != "trust"]
             values = [getattr(event, n) for n in names]
+            values += [getattr(event.trust, n) for n in Trust.__dataclass_fields__]
             return "draft", [v.tolist() if isinstance(v, np.ndarray) else v for v in values]
         case Committed():
             return "committed", event.block, event.ids, event.text, event.thought

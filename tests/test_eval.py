@@ -29,7 +29,14 @@ def write(path: Path, *lines: Any) -> Path:
 
 
 def reply(text: str, calls: Any = ()) -> Reply:
-    return Reply(text=text, ids=[1], reason="end", stats=fakes.stats(1), tool_calls=list(calls))
+    return Reply(
+        text=text,
+        ids=[1],
+        reason="end",
+        stats=fakes.stats(1),
+        trust=fakes.trust(1),
+        tool_calls=list(calls),
+    )
 
 
 def test_right_is_right_to_the_last_character(tmp_path):

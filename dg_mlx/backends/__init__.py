@@ -9,6 +9,7 @@ import mlx.core as mx
 from dg_mlx.errors import BackendError
 
 from .base import (
+    NEVER,
     Adapted,
     Backend,
     Device,
@@ -18,11 +19,14 @@ from .base import (
     Vocabulary,
     checked,
 )
+from .classes import Classes
 
 __all__ = [
     "NAMES",
+    "NEVER",
     "Adapted",
     "Backend",
+    "Classes",
     "Device",
     "Frozen",
     "LowRank",

@@ -21,6 +21,13 @@ import numpy as np
 from dg_mlx.config import Quantization
 from dg_mlx.plan import BF16, SCORES_BYTES
 
+from .classes import Classes
+
+NEVER = -1e4
+"""The score of a token that may not be: probability 0 in every type, without infinities."""
+CLASS_ROWS = 32
+"""Positions whose vocabulary is gathered at a time."""
+
 Mask = mx.array | Literal["causal"] | None
 
 
@@ -110,6 +117,8 @@ class Vocabulary(NamedTuple):
     scaled_BLV: mx.array
     guess_BL: mx.array
     entropy_BL: mx.array
+    total_BL: mx.array
+    """Log of the sum over the vocabulary: a token's log probability is its score less this."""
 
 
 class Backend:
@@ -225,11 +234,12 @@ class Backend:
         return mx.softmax(scaled_BLV.astype(mx.float32), axis=-1, precise=True)
 
     def vocabulary(self, logits_BLV: mx.array, temperature: float) -> Vocabulary:
-        """Temperature, best guess and entropy (nats) of one step's logits."""
+        """Temperature, best guess, entropy (nats) and log-sum-exp of one step's logits."""
         scaled = logits_BLV / temperature
         guess = mx.argmax(scaled, axis=-1).astype(mx.int32)
-        log_p = scaled - mx.logsumexp(scaled, axis=-1, keepdims=True)
-        return Vocabulary(scaled, guess, -(mx.exp(log_p) * log_p).sum(axis=-1))
+        total = mx.logsumexp(scaled, axis=-1)
+        log_p = scaled - total[..., None]
+        return Vocabulary(scaled, guess, -(mx.exp(log_p) * log_p).sum(axis=-1), total)
 
     def sample(self, scaled_BLV: mx.array, uniform_BL: mx.array) -> mx.array:
         """Inverse-CDF draw: the first id whose cumulative probability exceeds `uniform` (0..1).
@@ -241,6 +251,32 @@ class Backend:
         # Rounding can lift the level to the total: stay below it.
         level = mx.minimum(level, cdf[..., -1:] * (1 - 2.0**-23))
         return (cdf <= level).sum(axis=-1).astype(mx.int32)
+
+    # Classes of tokens -------------------------------------------------------------------------
+
+    def class_scores(self, scaled_BLV: mx.array, classes: Classes) -> tuple[mx.array, mx.array]:
+        """The largest score of each class, and the log of the sum of exponentials. (B, L, C)."""
+        parts = []
+        for start in range(0, scaled_BLV.shape[1], CLASS_ROWS):
+            most = total = scaled_BLV[:, start : start + CLASS_ROWS]
+            for index, real in classes.levels:
+                shape = (*most.shape[:-1], *index.shape)
+                most, total = (
+                    mx.where(real, mx.take(x, index.reshape(-1), axis=-1).reshape(shape), -mx.inf)
+                    for x in (most, total)
+                )
+                most, total = most.max(axis=-1), mx.logsumexp(total, axis=-1)
+            parts.append((most, total))
+        most, total = (mx.concatenate(list(part), axis=1) for part in zip(*parts, strict=True))
+        return most, total
+
+    def add_classes(self, scaled_BLV: mx.array, weight_BLC: mx.array, classes: Classes) -> mx.array:
+        """Scores with the weight of each token's class added. (B, L, V)."""
+        return scaled_BLV + mx.take(weight_BLC, classes.class_V, axis=-1)
+
+    def within(self, scaled_BLV: mx.array, class_BL: mx.array, classes: Classes) -> mx.array:
+        """Scores of one class of tokens per position, `NEVER` for all others. (B, L, V)."""
+        return mx.where(classes.class_V == class_BL[..., None], scaled_BLV, NEVER)
 
 
 def _spec(spec: Quantization) -> dict[str, Any]:
@@ -265,6 +301,8 @@ def _cases() -> dict[str, Callable[[Backend], list[mx.array]]]:
     q, k, v = normal(2, 4, 6, 32) * 0.3, normal(2, 2, 40, 32), normal(2, 2, 40, 32)
     mask = (normal(2, 1, 6, 40) > 0) | (mx.arange(40) == 3)
     logits, uniform = normal(1, 6, 300) * 3, mx.linspace(0.05, 0.95, 6)[None]
+    classes = Classes((np.arange(300) ** 2 % 7).astype(np.int32) // 2)
+    weight, chosen = normal(1, 6, classes.count), mx.array([[0, 1, 2, 2, 1, 0]])
     spec = Quantization(group_size=32, bits=8, mode="affine")
     packed = [Packed(*mx.quantize(w, **_spec(spec)), spec) for w in (down[0], gate_up, down)]
     return {
@@ -287,6 +325,9 @@ def _cases() -> dict[str, Callable[[Backend], list[mx.array]]]:
         "probabilities": lambda b: [b.probabilities(logits)],
         "vocabulary": lambda b: list(b.vocabulary(logits, 0.7)),
         "sample": lambda b: [b.sample(logits, uniform)],
+        "class_scores": lambda b: list(b.class_scores(logits, classes)),
+        "add_classes": lambda b: [b.add_classes(logits, weight, classes)],
+        "within": lambda b: [b.within(logits, chosen, classes)],
     }  # fmt: skip
 
 

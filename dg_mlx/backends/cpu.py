@@ -27,7 +27,8 @@ from threadpoolctl import ThreadpoolController
 from dg_mlx import blas
 from dg_mlx.plan import FP32
 
-from .base import Backend, Device, Mask, Packed, Vocabulary
+from .base import NEVER, Backend, Device, Mask, Packed, Vocabulary
+from .classes import Classes
 
 Array = NDArray[np.float32]
 T = TypeVar("T")
@@ -208,26 +209,28 @@ class Cpu(Backend):
         return mx.array(y)
 
     def vocabulary(self, logits_BLV: mx.array, temperature: float) -> Vocabulary:
-        """Temperature, best guess and entropy, in runs of rows that stay in the cache."""
+        """Temperature, best guess, entropy and sum, in runs of rows that stay in the cache."""
         mx.eval(logits_BLV)
         scaled = view(logits_BLV) / np.float32(temperature)
         rows = scaled.reshape(-1, scaled.shape[-1])
-        guess, entropy = np.empty(rows.shape[0], np.int32), np.empty(rows.shape[0], np.float32)
+        guess = np.empty(rows.shape[0], np.int32)
+        entropy, log_total = (np.empty(rows.shape[0], np.float32) for _ in range(2))
 
         def part(run: slice) -> None:
             z = rows[run]
             guess[run] = z.argmax(axis=-1)
-            shifted = z - z.max(axis=-1, keepdims=True)
+            most = z.max(axis=-1, keepdims=True)
+            shifted = z - most
             p = np.exp(shifted)
             total = p.sum(axis=-1)
             p *= shifted
             entropy[run] = np.log(total) - p.sum(axis=-1) / total
+            log_total[run] = np.log(total) + most[:, 0]
 
         self._cores.spread(part, self._cores.runs(rows.shape[0], most=16), rows.size * 8)
         shape = scaled.shape[:-1]
-        return Vocabulary(
-            mx.array(scaled), mx.array(guess.reshape(shape)), mx.array(entropy.reshape(shape))
-        )
+        found = (mx.array(figure.reshape(shape)) for figure in (guess, entropy, log_total))
+        return Vocabulary(mx.array(scaled), *found)
 
     def sample(self, scaled_BLV: mx.array, uniform_BL: mx.array) -> mx.array:
         """Inverse-CDF draw: first the run of ids, then the id within it."""
@@ -242,6 +245,51 @@ class Cpu(Backend):
 
         self._cores.spread(part, self._cores.runs(rows.shape[0]), rows.size * 8)
         return mx.array(ids.reshape(uniform_BL.shape))
+
+    def class_scores(self, scaled_BLV: mx.array, classes: Classes) -> tuple[mx.array, mx.array]:
+        """Tokens side by side by class, then numpy's sums over runs."""
+        mx.eval(scaled_BLV)
+        rows = view(scaled_BLV).reshape(-1, scaled_BLV.shape[-1])
+        most, total = (np.empty((len(rows), classes.count), np.float32) for _ in range(2))
+        sizes = np.diff(classes.starts, append=len(classes.order))
+
+        def part(run: slice) -> None:
+            for i in range(run.start, run.stop):
+                scores = rows[i][classes.order]
+                most[i] = np.maximum.reduceat(scores, classes.starts)
+                scores -= np.repeat(most[i], sizes)
+                np.exp(scores, out=scores)
+                total[i] = np.add.reduceat(scores, classes.starts)
+
+        self._cores.spread(part, self._cores.runs(len(rows)), rows.size * 8)
+        total = np.log(total) + most
+        shape = (*scaled_BLV.shape[:-1], classes.count)
+        return mx.array(most.reshape(shape)), mx.array(total.reshape(shape))
+
+    def add_classes(self, scaled_BLV: mx.array, weight_BLC: mx.array, classes: Classes) -> mx.array:
+        """Row by row in numpy."""
+        mx.eval(scaled_BLV, weight_BLC)
+        rows = view(scaled_BLV).reshape(-1, scaled_BLV.shape[-1])
+        weight, class_V = view(weight_BLC).reshape(len(rows), -1), view(classes.class_V)
+        y = np.empty_like(rows)
+
+        def part(run: slice) -> None:
+            for i in range(run.start, run.stop):
+                np.take(weight[i], class_V, out=y[i], mode="clip")
+                y[i] += rows[i]
+
+        self._cores.spread(part, self._cores.runs(len(rows)), rows.size * 4)
+        return mx.array(y.reshape(scaled_BLV.shape))
+
+    def within(self, scaled_BLV: mx.array, class_BL: mx.array, classes: Classes) -> mx.array:
+        """Only the tokens of the class are touched."""
+        mx.eval(scaled_BLV, class_BL)
+        rows = view(scaled_BLV).reshape(-1, scaled_BLV.shape[-1])
+        y = np.full(rows.shape, NEVER, np.float32)
+        for i, number in enumerate(view(class_BL).reshape(-1)):
+            members = classes.members(int(number))
+            y[i, members] = rows[i, members]
+        return mx.array(y.reshape(scaled_BLV.shape))
 
 
 def single_thread() -> None:

@@ -19,6 +19,9 @@ from dg_mlx.errors import DGError
 VERBS = {
     "generate": "answer one prompt",
     "chat": "talk to a model in the terminal",
+    "edit": "rewrite parts of a file, and leave every other byte as it is",
+    "infill": "fill the holes of a text",
+    "decide": "answer with one of a few choices, and say how likely each is",
     "convert": "make a checkpoint for MLX from any DiffusionGemma checkpoint",
     "doctor": "show the machine, what fits on it and what to install",
     "train": "fine-tune a model, or an adapter for one, on your own chats",

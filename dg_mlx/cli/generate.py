@@ -10,14 +10,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dg_mlx.errors import PromptError
-from dg_mlx.events import Committed, Done, Draft, Event, Prefilled, Reply, Stats, collect
+from dg_mlx.errors import PromptError, SettingsError
+from dg_mlx.events import Committed, Done, Event, Reply, Stats, collect
 
-from .options import add_model, add_settings, media_part, open_engine, settings_from, user_message
+from .options import (
+    add_constraint,
+    add_model,
+    add_settings,
+    constraint_from,
+    media_part,
+    open_engine,
+    pins_from,
+    settings_from,
+    user_message,
+)
 from .terminal import empty_answer, note, stats_line, write
+from .trust import explained, plain, rows, shades, visible
 
 if TYPE_CHECKING:
-    pass
+    from dg_mlx.processor import Processor
 
 _EXAMPLES = r"""
 The prompt may come from stdin, or both: stdin then follows the prompt as its context.
@@ -26,6 +37,9 @@ examples:
   dg-mlx generate --model nano $'A 1.3.\nB .41.\nC ....\nD ..21'
   dg-mlx generate --model google/diffusiongemma-26B-A4B-it --image cat.jpg "What is this?"
   dg-mlx generate --model ./my-checkpoint --json "Summarise:" < notes.txt
+  dg-mlx generate --model ./my-checkpoint --schema person.json "Who wrote this?" < letter.txt
+  dg-mlx generate --model ./my-checkpoint --choices yes,no --explain "Is 91 a prime?"
+  dg-mlx generate --model nano --pin 2=2 $'A ....\nB .41.\nC ....\nD ..21'
 """
 
 
@@ -40,7 +54,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--video", action="append", default=[], metavar="PATH", help="a video; repeatable"
     )
     parser.add_argument("--tools", metavar="FILE", help="JSON list of tools the model may call")
-    parser.add_argument("--json", action="store_true", help="the answer as one JSON object")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="the answer as one JSON object")
+    form.add_argument("--explain", action="store_true", help="shade each token by its probability")
     parser.add_argument(
         "--stream",
         action="store_true",
@@ -49,25 +65,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stats", action="store_true", help="always write what it cost to stderr")
     add_model(parser)
     add_settings(parser)
+    add_constraint(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Answer."""
+    if args.explain and args.stream:
+        raise SettingsError("--explain shows the answer as a whole; drop --stream.")
     media = [media_part("image", p) for p in args.image]
     media += [media_part("video", p) for p in args.video]
     messages = [{"role": "system", "content": args.system}] if args.system is not None else []
     messages.append(user_message(_prompt(args.prompt, bool(media)), media))
     tools = None if args.tools is None else _tools(args.tools)
+    pins, constraint = pins_from(args), constraint_from(args)
     engine = open_engine(args)
     events = engine.stream(
         messages,
         settings=settings_from(args, engine.settings),
         seed=args.seed,
+        pins=pins,
+        constraint=constraint,
         tools=tools,
         thinking=args.think,
     )
     reply = collect(_shown(events, args))
-    _finish(reply, args)
+    _finish(reply, args, engine.processor)
     if not reply.text and not reply.tool_calls:
         note(empty_answer(reply.reason, reply.thought))
     if args.stats or sys.stderr.isatty():
@@ -77,18 +99,10 @@ def run(args: argparse.Namespace) -> int:
 
 def as_json(event: Event) -> dict[str, Any]:
     """An event as plain data; arrays become lists."""
-    match event:
-        case Prefilled():
-            return {"event": "prefilled", **dataclasses.asdict(event)}
-        case Draft():
-            fields = {f.name: getattr(event, f.name) for f in dataclasses.fields(event)}
-            plain = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in fields.items()}
-            return {"event": "draft", **plain}
-        case Committed():
-            return {"event": "committed", **dataclasses.asdict(event)}
-        case Done():
-            plain = {**dataclasses.asdict(event), "stats": stats_json(event.stats)}
-            return {"event": "done", **plain}
+    data = plain(event)
+    if isinstance(event, Done):
+        data["stats"] = stats_json(event.stats)
+    return {"event": type(event).__name__.lower(), **data}
 
 
 def stats_json(stats: Stats) -> dict[str, Any]:
@@ -107,20 +121,29 @@ def _shown(events: Iterator[Event], args: argparse.Namespace) -> Iterator[Event]
         yield event
 
 
-def _finish(reply: Reply, args: argparse.Namespace) -> None:
+def _finish(reply: Reply, args: argparse.Namespace, processor: Processor) -> None:
     """What is written once the answer is complete."""
     if args.json:
-        whole = {**dataclasses.asdict(reply), "stats": stats_json(reply.stats)}
+        whole = {
+            **plain(reply),
+            "stats": stats_json(reply.stats),
+            "trust": rows(reply.ids, reply.trust, processor.piece),
+        }
         # After a stream of events, the last line carries the same keys, as an event of its own.
         head = {"event": "reply"} if args.stream else {}
         write(json.dumps(head | whole, ensure_ascii=False) + "\n")
         return
     if args.think and reply.thought:
         write(f"thought: {reply.thought.strip()}\n", sys.stderr)
-    if not args.stream:
-        write(reply.text)
-    if reply.text and not reply.text.endswith("\n"):
-        write("\n")
+    if args.explain:
+        # Made harmless already; `write` would spoil the shades.
+        sys.stdout.write(explained(visible(reply, processor), reply.trust, shaded=shades()))
+        sys.stdout.flush()
+    else:
+        if not args.stream:
+            write(reply.text)
+        if reply.text and not reply.text.endswith("\n"):
+            write("\n")
     for call in reply.tool_calls:
         write(json.dumps(call, ensure_ascii=False) + "\n")
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dg_mlx.errors import MediaError
+from dg_mlx.errors import ConstraintError, MediaError, PinError
 from dg_mlx.settings import GenerationSettings
 
 from .terminal import note
 
 if TYPE_CHECKING:
+    from dg_mlx.canvas.constraint import Constraint
     from dg_mlx.engine import Engine
 
 DEFAULT_MODEL = "nano"
@@ -60,6 +63,77 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     for option, (name, kind, meaning) in _SETTINGS.items():
         metavar = "N" if kind is int else "X"
         group.add_argument(option, dest=name, type=kind, metavar=metavar, help=meaning)
+
+
+def add_constraint(parser: argparse.ArgumentParser) -> None:
+    """What the answer must be, and what of it is known."""
+    group = parser.add_argument_group("constraint (one at most, and any pins)")
+    whole = group.add_mutually_exclusive_group()
+    whole.add_argument("--schema", metavar="FILE", help="the answer is JSON under this JSON Schema")
+    whole.add_argument("--regex", metavar="R", help="all of the answer matches; Rust's syntax")
+    whole.add_argument(
+        "--choices", metavar="A,B,…", help=r"the answer is one of these; \, is a comma in one"
+    )
+    whole.add_argument(
+        "--any-json", action="store_true", help="the answer is a JSON object or array"
+    )
+    group.add_argument(
+        "--pin",
+        action="append",
+        default=[],
+        metavar="POSITION=TEXT",
+        help="TEXT, as it is, begins at this token of the answer, which count from 0; repeatable",
+    )
+
+
+def constraint_from(args: argparse.Namespace) -> Constraint | None:
+    """What the options of `add_constraint` ask for. Raises `ConstraintError`."""
+    if not args.any_json and args.schema is args.regex is args.choices is None:
+        return None
+    from dg_mlx.canvas.constraint import Constraint
+
+    if args.schema is not None:
+        return Constraint.schema(json_file(args.schema))
+    if args.regex is not None:
+        return Constraint.regex(args.regex)
+    if args.choices is not None:
+        return Constraint.choices(choices_of(args.choices))
+    return Constraint.any_json()
+
+
+def pins_from(args: argparse.Namespace) -> dict[int, str] | None:
+    """Position → text, as --pin gives them. Raises `PinError`."""
+    pins: dict[int, str] = {}
+    for given in args.pin:
+        number, _, text = given.partition("=")
+        if not (number.isascii() and number.isdecimal() and text):
+            raise PinError(
+                f"--pin is {given!r}; write a token's position, =, and the text that begins there: "
+                "--pin 0=yes."
+            )
+        position = int(number)
+        if pins.setdefault(position, text) != text:
+            raise PinError(
+                f"--pin gives position {position} the texts {pins[position]!r} and {text!r}; keep "
+                "one of them."
+            )
+    return pins or None
+
+
+def choices_of(given: str) -> list[str]:
+    r"""Texts between commas; \, is a comma, and spaces around a text do not count."""
+    return [text.strip(" ").replace(r"\,", ",") for text in re.split(r"(?<!\\),", given)]
+
+
+def json_file(path: str) -> Any:
+    """What a JSON file holds. Raises `ConstraintError`."""
+    try:
+        return json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        why = f"cannot be read ({error.strerror})"
+    except ValueError as error:
+        why = f"is not JSON ({error})"
+    raise ConstraintError(f"--schema {path} {why}; give a file with a JSON Schema.")
 
 
 def open_engine(args: argparse.Namespace) -> Engine:

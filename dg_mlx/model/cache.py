@@ -49,6 +49,14 @@ class Buffer:
         room = mx.zeros((*seen.shape[:2], STEP, seen.shape[3]), seen.dtype)
         self.array = mx.concatenate([seen[:, :, seen.shape[2] - self.length :], room], axis=2)
 
+    def repeated(self, count: int) -> Buffer:
+        """The final entries, for `count` rows."""
+        copy = Buffer()
+        copy.length = self.length
+        if self.array is not None:
+            copy.array = mx.repeat(self.array[:, :, : self.length], count, axis=0)
+        return copy
+
     def _grow(self, like: mx.array, entries: int) -> None:
         batch, heads, _, size = like.shape
         total = -(-entries // STEP) * STEP
@@ -81,6 +89,12 @@ class SlidingLayer:
         """Window and canvas, without keeping the canvas."""
         return self.keys.peek(k), self.values.peek(v)
 
+    def repeated(self, count: int) -> SlidingLayer:
+        """A copy for `count` rows."""
+        copy = SlidingLayer(self.window)
+        copy.keys, copy.values = self.keys.repeated(count), self.values.repeated(count)
+        return copy
+
     @property
     def buffers(self) -> tuple[Buffer, ...]:
         """What holds memory."""
@@ -101,6 +115,12 @@ class FullLayer:
     def peek(self, entry: mx.array) -> mx.array:
         """Context and canvas, without keeping the canvas."""
         return self.entries.peek(entry, self.reserve)
+
+    def repeated(self, count: int) -> FullLayer:
+        """A copy for `count` rows."""
+        copy = FullLayer(self.reserve)
+        copy.entries = self.entries.repeated(count)
+        return copy
 
     @property
     def buffers(self) -> tuple[Buffer, ...]:
@@ -131,6 +151,14 @@ class Cache:
                 new = mx.ones((batch, count), mx.bool_)
             self.real_BS = mx.concatenate([known, new.astype(mx.bool_)], axis=1)
         self.tokens += count
+
+    def repeated(self, count: int) -> Cache:
+        """A copy of a cache of one row, for `count` rows that go on from it."""
+        copy = object.__new__(Cache)
+        copy.tokens = self.tokens
+        copy.real_BS = None if self.real_BS is None else mx.repeat(self.real_BS, count, axis=0)
+        copy.layers = [layer.repeated(count) for layer in self.layers]
+        return copy
 
     @property
     def arrays(self) -> list[mx.array]:

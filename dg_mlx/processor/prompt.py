@@ -108,6 +108,41 @@ class Processor:
             text = self._pieces[token_id] = text or "\ufffd"
         return text
 
+    @property
+    def control(self) -> ControlTokens:
+        """The checkpoint's control tokens."""
+        return self._control
+
+    @cached_property
+    def spellings(self) -> tuple[bytes | None, ...]:
+        """(V,): the bytes that each id adds to a text; None for control tokens."""
+        vocab = self._config.text.vocab_size
+        texts = self.tokenizer.batch_decode(
+            [[i] for i in range(len(self.tokenizer))],
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
+        )
+        spelled: list[bytes | None] = [text.encode() for text in texts][:vocab]
+        spelled += [None] * (vocab - len(spelled))
+        for token, value in self._control.bytes.items():
+            spelled[token] = bytes([value])
+        for token in self._control.special:
+            spelled[token] = None
+        return tuple(spelled)
+
+    def exact(self, text: str) -> list[int]:
+        """Ids that decode to just this text. Raises `PromptError` where there are none."""
+        try:
+            ids = self.tokenise(text)
+        except TypeError:  # half a character
+            ids = []
+        if self.decode(ids) != text or set(ids) & self._control.special:
+            raise PromptError(
+                f"the checkpoint's tokens cannot spell {shorten(repr(text))} exactly; leave out "
+                "control tokens and characters that it does not know."
+            )
+        return ids
+
     def decode(self, ids: Iterable[int]) -> str:
         """Plain text; special tokens are left out."""
         text: str = self.tokenizer.decode(
@@ -192,14 +227,15 @@ class Processor:
                 if isinstance(piece, str):
                     text += piece
                     continue
-                ids += [*self._tokenise(text), config.boi_token_id]
+                ids += [*self.tokenise(text), config.boi_token_id]
                 images.append(replace(piece, start=len(ids)))
                 ids += [config.image_token_id] * piece.tokens + [config.eoi_token_id]
                 text = ""
             text += after
-        return ids + self._tokenise(text), images
+        return ids + self.tokenise(text), images
 
-    def _tokenise(self, text: str) -> list[int]:
+    def tokenise(self, text: str) -> list[int]:
+        """Ids of a text, as part of a prompt or an answer."""
         # The template writes the beginning-of-text token itself.
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
         return ids

@@ -45,8 +45,12 @@ class ControlTokens:
     """Surrounds strings in tool calls."""
     special: frozenset[int]
     """All that are never text."""
-    bytes: frozenset[int]
-    """Single bytes of characters that the vocabulary lacks."""
+    bytes: dict[int, int]
+    """Tokens of single bytes, for characters that the vocabulary lacks → the byte."""
+    thought: tuple[int, int] | None
+    """What opens and closes a thought."""
+    turn_end: int | None
+    """Ends a turn."""
 
     @staticmethod
     def of(tokenizer: Any) -> ControlTokens:
@@ -67,21 +71,28 @@ class ControlTokens:
             ),
             ("hidden", find("std_token", "<|tool>"), find("etd_token", "<tool|>")),
         )
-        found = [(state, start, end) for state, start, end in pairs if None not in (start, end)]
-        opens = {start: state for state, start, _ in found if start is not None}
-        closes = {start: end for _, start, end in found if start is not None and end is not None}
+        found = [
+            (state, start, end)
+            for state, start, end in pairs
+            if start is not None and end is not None
+        ]
+        opens = {start: state for state, start, _ in found}
+        closes = {start: end for _, start, end in found}
         turn, quote = find("sot_token", "<|turn>"), find("escape_token", '<|"|>')
         if turn is not None:
             opens[turn] = "header"
-        ends = (find("eot_token", "<turn|>"), tokenizer.eos_token_id)
-        bytes_ = (vocabulary.get(f"<0x{value:02X}>") for value in range(256))
+        turn_end = find("eot_token", "<turn|>")
+        ends = (turn_end, tokenizer.eos_token_id)
+        bytes_ = {vocabulary.get(f"<0x{value:02X}>"): value for value in range(256)}
         return ControlTokens(
             opens=opens,
             closes=closes,
             ends=frozenset(i for i in ends if i is not None),
             quote=quote,
             special=frozenset({*tokenizer.all_special_ids, *special, *opens, *closes.values()}),
-            bytes=frozenset(i for i in bytes_ if i is not None),
+            bytes={i: value for i, value in bytes_.items() if i is not None},
+            turn_end=turn_end,
+            thought=next(((s, e) for state, s, e in found if state == "thought"), None),
         )
 
     def ends_in_thought(self, ids: Sequence[int]) -> bool:
@@ -221,7 +232,7 @@ class ReplyParser:
 class _Utf8:
     """Ids to text, whole characters only; the parts add up to the decoded whole."""
 
-    def __init__(self, decode: Decode, bytes_: frozenset[int]) -> None:
+    def __init__(self, decode: Decode, bytes_: dict[int, int]) -> None:
         self._decode, self._bytes = decode, bytes_
         self._ids: list[int] = []
         self._last: list[int] = []

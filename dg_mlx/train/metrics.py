@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dg_mlx.backends import Backend
+from dg_mlx.canvas.hold import Answer, Held
 from dg_mlx.disk import write_text
 from dg_mlx.events import Committed
 from dg_mlx.generation import Generation, Request
@@ -144,9 +145,10 @@ class Answerer:
     def _answer(self, example: Example, seed: int, cancelled: Cancelled) -> Iterator[Sequence[int]]:
         """The ids of each block."""
         config, length = self.model.config, len(example.answer)
+        settings = self.settings.replace(max_new_tokens=length)
         request = Request(
             prompt=Prompt(ids=list(example.ids), media=example.media),
-            settings=self.settings.replace(max_new_tokens=length),
+            settings=settings,
             tokens=len(example.ids) + length,
             noise=SeededNoise(
                 seed,
@@ -155,6 +157,7 @@ class Answerer:
                 backend=self.backend,
             ),
             reply=self.processor.reply(),
+            answer=Answer(Held(), self.backend, settings, config.canvas_length),
         )
         for event in Generation(self.model, self.backend, request, cancelled).events():
             if isinstance(event, Committed):

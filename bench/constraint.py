@@ -1,0 +1,183 @@
+"""What a constraint adds to a step, at the published vocabulary and canvas, and to compile.
+
+    python bench/constraint.py REFERENCE [--layers 2] [--steps 3]
+
+REFERENCE is a folder with the published config.json and tokenizer. The model has its widths, its
+vocabulary and few layers, with random weights: everything but the layers is what it is in the whole
+model, so the share of a step that a constraint takes is overstated here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from dg_mlx.backends import choose
+from dg_mlx.canvas.automaton import ByteAutomaton, edges
+from dg_mlx.canvas.constraint import Constraint, Guide, Vocabulary
+from dg_mlx.canvas.hold import Answer, Held
+from dg_mlx.canvas.lattice import Lattice
+from dg_mlx.config import ModelConfig
+from dg_mlx.processor import Processor
+from dg_mlx.sampling import SeededNoise
+from dg_mlx.settings import GenerationSettings
+
+CASES: dict[str, Any] = {
+    "yes or no": Constraint.choices(["yes", "no"]),
+    "a date": Constraint.regex(r"\d{4}-\d{2}-\d{2}"),
+    "typical schema": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 40},
+            "age": {"type": "integer", "minimum": 0, "maximum": 130},
+            "email": {"type": "string"},
+            "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 5},
+            "kind": {"enum": ["person", "company", "other"]},
+            "active": {"type": "boolean"},
+            "address": {
+                "type": "object",
+                "properties": {"street": {"type": "string"}, "city": {"type": "string"}},
+                "required": ["street", "city"],
+            },
+        },
+        "required": ["name", "age", "email", "tags", "kind", "active", "address"],
+    },
+    "any JSON": None,
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("reference", type=Path)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--canvas", type=int, default=256)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    config = ModelConfig.load(options.reference)
+    settings = GenerationSettings.load(options.reference)
+    backend = choose()
+    processor = Processor(options.reference, config)
+    started = perf_counter()
+    spellings = processor.spellings
+    print(f"{len(spellings):,} tokens spelled in {perf_counter() - started:.2f} s")
+    vocabulary = Vocabulary(pieces=spellings, ends=settings.eos_token_id, opens=None, closes=None)
+    shape = (1, options.canvas, config.text.vocab_size)
+    logits = mx.random.normal(shape, key=mx.random.key(1)) * 4
+    mx.eval(logits)
+    floor = _median(lambda: _plain(backend, logits), options.steps)
+    head = _median(lambda: _head(backend, config, options.canvas), options.steps)
+    print(
+        f"vocabulary pass and sample {floor * 1e3:.0f} ms; head and self-conditioning of the "
+        f"published widths {head * 1e3:.0f} ms"
+    )
+    found = []
+    for name, what in CASES.items():
+        found.append(_measure(name, what, vocabulary, backend, settings, logits, options.steps))
+        print(json.dumps(found[-1]))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _measure(
+    name: str,
+    what: Any,
+    vocabulary: Vocabulary,
+    backend: Any,
+    settings: Any,
+    logits: Any,
+    steps: int,
+) -> dict[str, Any]:
+    started = perf_counter()
+    if not isinstance(what, Constraint):
+        what = Constraint.any_json() if what is None else Constraint.schema(what)
+    automaton = ByteAutomaton.of(what.pattern)
+    bytes_s = perf_counter() - started
+    started = perf_counter()
+    guide = Guide(what, vocabulary)
+    tokens_s = perf_counter() - started - bytes_s
+    canvas, vocab = logits.shape[1:]
+    held = settings.replace(max_new_tokens=canvas, canvas_length=canvas)
+    block = Answer(Held(guide=guide), backend, held, canvas).block(0)
+    noise = SeededNoise(1, vocab=vocab, canvas=canvas, backend=backend)
+
+    def step() -> None:
+        view = block.look(logits, 0.6)
+        mx.eval(*view, block.draw(noise, 0, 1, view.scaled_BLV))
+
+    parts = _parts(guide, backend, logits, steps)
+    return {
+        "constraint": name,
+        "bytes_states": len(automaton.accepts_Q),
+        "classes": guide.classes.count,
+        "edges": len(edges(guide.next_QC)[0]),
+        "regex_s": round(bytes_s, 3),
+        "tokens_s": round(tokens_s, 3),
+        "step_ms": round(_median(step, steps) * 1e3, 1),
+        **{f"{part}_ms": round(seconds * 1e3, 1) for part, seconds in parts.items()},
+    }
+
+
+def _parts(guide: Guide, backend: Any, logits: Any, steps: int) -> dict[str, float]:
+    canvas = logits.shape[1]
+    _, total = backend.class_scores(logits, guide.classes)
+    score = np.array(total[0]).astype(np.float64)
+    last, weight = guide.last(0), mx.zeros((1, canvas, guide.classes.count))
+    lattice: Lattice = guide.lattice
+    path = lattice.likeliest(score, 0, last)
+    paths = lattice.paths(score, 0, last)
+    return {
+        "class_scores": _median(
+            lambda: mx.eval(*backend.class_scores(logits, guide.classes)), steps
+        ),
+        "sums": _median(lambda: lattice.paths(score, 0, last), steps),
+        "likeliest": _median(lambda: lattice.likeliest(score, 0, last), steps),
+        "draw": _median(
+            lambda: lattice.draw(paths.forward, score, last, np.full(canvas + 1, 0.5)), steps
+        ),
+        "add_classes": _median(
+            lambda: mx.eval(backend.add_classes(logits, weight, guide.classes)), steps
+        ),
+        "within": _median(
+            lambda: mx.eval(backend.within(logits, mx.array(path)[None], guide.classes)), steps
+        ),
+    }
+
+
+def _plain(backend: Any, logits: Any) -> None:
+    view = backend.vocabulary(logits, 0.6)
+    mx.eval(*view, backend.sample(view.scaled_BLV, mx.full(logits.shape[:2], 0.5)))
+
+
+def _head(backend: Any, config: ModelConfig, canvas: int) -> None:
+    """The two products with the embedding that every step has."""
+    hidden, vocab = config.text.hidden_size, config.text.vocab_size
+    if not hasattr(_head, "weight"):
+        _head.weight = mx.random.normal((vocab, hidden), key=mx.random.key(2))  # type: ignore[attr-defined]
+        mx.eval(_head.weight)  # type: ignore[attr-defined]
+    from dg_mlx.backends import Packed
+
+    packed = Packed(_head.weight)  # type: ignore[attr-defined]
+    x = mx.ones((1, canvas, hidden))
+    logits = backend.soft_cap(backend.matmul(x, packed), 30.0)
+    mx.eval(backend.matmul(backend.probabilities(logits), packed, transpose=False))
+
+
+def _median(run: Any, steps: int) -> float:
+    times = []
+    for _ in range(steps):
+        started = perf_counter()
+        run()
+        times.append(perf_counter() - started)
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    main()
