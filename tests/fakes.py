@@ -51,6 +51,7 @@ class FakeEngine:
             eos_token_id=(END,),
         )
         self.config = SimpleNamespace(text=SimpleNamespace(vocab_size=384))
+        self.model = SimpleNamespace(parameters=dict)
         self.backend = SimpleNamespace(
             describe=lambda: SimpleNamespace(chip="a chip", name="cpu", notes=("do this",))
         )

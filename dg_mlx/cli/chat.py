@@ -71,7 +71,13 @@ def _greet(engine: Engine) -> None:
     for line in device.notes:
         note(line)
     if engine.config.text.vocab_size < 1000:  # nano's: too small for anything but its puzzles
-        print(f"This is nano. It solves Sudoku; paste one, then press Enter:\n\n{_PUZZLE}\n")
+        from mlx.utils import tree_flatten
+
+        numbers = sum(array.size for _, array in tree_flatten(engine.model.parameters()))
+        print(
+            f"This is nano: a toy of {numbers / 1e6:.1f} million parameters, not the 26B. It solves "
+            f"Sudoku; paste one, then press Enter:\n\n{_PUZZLE}\n"
+        )
 
 
 class Chat:

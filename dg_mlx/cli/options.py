@@ -141,7 +141,7 @@ def open_engine(args: argparse.Namespace) -> Engine:
     from dg_mlx import load
 
     if args.model is None:
-        note(f"no --model given, so this is {DEFAULT_MODEL}: tiny, and good at Sudoku only")
+        note(f"no --model given, so this is {DEFAULT_MODEL}: a toy that is part of dg-mlx")
     return load(
         args.model or DEFAULT_MODEL,
         backend=args.backend,

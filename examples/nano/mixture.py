@@ -36,7 +36,7 @@ WHOLE = 112
 """The checkpoint's canvas."""
 GROUPS = (
     Group(
-        share=44,
+        share=36,
         canvases={24: (0.6, 48), 40: (0.2, 40), WHOLE: (0.2, 24)},
         tasks={
             "add": 20,
@@ -63,7 +63,7 @@ GROUPS = (
         },
     ),
     Group(
-        share=16,
+        share=12,
         canvases={WHOLE: (1, 16)},
         tasks={"sudoku-9x9-45": 25, "sudoku-9x9-35": 40, "sudoku-9x9-30": 35},
     ),
@@ -73,7 +73,7 @@ GROUPS = (
         tasks={"tool-call": 1, "tool-answer": 1},
     ),
     Group(
-        share=12,
+        share=18,
         canvases={24: (0.7, 24), WHOLE: (0.3, 16)},
         tasks={
             "picture-color": 8,
@@ -83,14 +83,14 @@ GROUPS = (
             "picture-digit": 24,
         },
     ),
-    Group(share=2, canvases={40: (0.7, 32), WHOLE: (0.3, 20)}, tasks={"picture-sudoku": 1}),
+    Group(share=3, canvases={40: (0.7, 32), WHOLE: (0.3, 20)}, tasks={"picture-sudoku": 1}),
     Group(
-        share=2,
+        share=4,
         canvases={24: (0.7, 20), WHOLE: (0.3, 16)},
         tasks={"picture-same-shape": 4, "picture-same-color": 3, "picture-larger": 3},
     ),
     Group(
-        share=2,
+        share=3,
         canvases={24: (0.7, 10), WHOLE: (0.3, 8)},
         tasks={"video-direction": 1, "video-first": 1},
     ),
