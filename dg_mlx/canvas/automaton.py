@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dg_mlx.errors import ConstraintError
 
-from .expression import size
+from .expression import size, without
 
 DEAD = -1
 """No state: nothing that follows can be accepted."""
@@ -175,9 +175,9 @@ def _compile(regex: str) -> tuple[Ints, Bools]:
     try:
         # The library (0.2.14) also looks for matches that begin later, which can take minutes, and
         # from a state that accepts it leaves out what does not accept at once. So the text lies
-        # between two marks, code points that are no characters.
+        # between two marks that it does not contain, code points that are no characters.
         index = Index(
-            rf"\x{{{ord(_BEGIN):X}}}(?:{regex})\x{{{ord(_END):X}}}",
+            f"{_BEGIN}(?:{without(regex, _BEGIN + _END)}){_END}",
             Vocabulary(end, {bytes([byte]): [byte] for byte in range(256)}),
         )
     except Exception as error:  # the library raises ValueError and its own kinds

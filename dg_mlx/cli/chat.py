@@ -75,8 +75,8 @@ def _greet(engine: Engine) -> None:
 
         numbers = sum(array.size for _, array in tree_flatten(engine.model.parameters()))
         print(
-            f"This is nano: a toy of {numbers / 1e6:.1f} million parameters, not the 26B. It solves "
-            f"Sudoku; paste one, then press Enter:\n\n{_PUZZLE}\n"
+            f"This is nano: a toy of {numbers / 1e6:.1f} million parameters, not the 26B. It "
+            f"solves Sudoku; paste one, then press Enter:\n\n{_PUZZLE}\n"
         )
 
 
