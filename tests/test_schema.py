@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
 from outlines_core import Index, Vocabulary
 
-from dg_mlx.canvas.chars import other_than
-from dg_mlx.canvas.numbers import Range, integer_regex, number_regex
-from dg_mlx.canvas.pattern import read_pattern
 from dg_mlx.canvas.schema import regex_of_json, regex_of_schema
+from dg_mlx.canvas.schema.chars import other_than
+from dg_mlx.canvas.schema.numbers import Range, integer_regex, number_regex
+from dg_mlx.canvas.schema.pattern import read_pattern
 from dg_mlx.errors import ConstraintError
 
 END = 512
@@ -864,7 +864,7 @@ def test_what_is_not_supported_is_refused(case):
 
 NO_JSON = r"the schema is not JSON in UTF-8 \(.*\); correct it\."
 CASES = 'the schema at # has 300 cases, more than 256; nest fewer "anyOf" and "oneOf"\\.'
-STATES = "the constraint needs about 240002 states, more than 100000; lower .* and the depth\\."
+STATES = "the constraint needs about 240002 states, more than 25000; lower .* and the depth\\."
 
 
 @pytest.mark.parametrize(
@@ -894,9 +894,9 @@ def test_what_grows_without_end_is_refused_soon():
     wide = {"type": "string"}
     for level in range(3):
         wide = {"properties": {f"p{level}{i}": wide for i in range(12)}}
-    with pytest.raises(ConstraintError, match=r"states, more than 100000; lower"):
+    with pytest.raises(ConstraintError, match=r"states, more than 25000; lower"):
         regex_of_schema(wide)
-    with pytest.raises(ConstraintError, match=r"states, more than 100000; lower"):
+    with pytest.raises(ConstraintError, match=r"states, more than 25000; lower"):
         regex_of_json(30)
     with pytest.raises(ConstraintError, match=r"^depth is 0; it must be at least 1\.$"):
         regex_of_json(0)

@@ -22,8 +22,8 @@ from .expression import size, without
 DEAD = -1
 """No state: nothing that follows can be accepted."""
 _BEGIN, _END = "\U0010fffe", "\U0010ffff"
-MOST_STATES = 20_000
-"""More than this would take minutes to make into classes."""
+MOST_STATES = 25_000
+"""An automaton of more is not attempted. It is an estimate: see `expression.size`."""
 
 Ints = NDArray[np.int32]
 Bools = NDArray[np.bool_]

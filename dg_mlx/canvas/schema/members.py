@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
+from dg_mlx.canvas.expression import SPACE, bracketed, repeat
 from dg_mlx.errors import ConstraintError
-
-from .expression import SPACE, bracketed, repeat
 
 _CHAINED = 6
 """So many members nest one in the other: fewer copies, but the regex crate nests only 250 deep."""

@@ -6,10 +6,10 @@ import json
 import re
 from dataclasses import dataclass
 
+from dg_mlx.canvas.expression import repeat
 from dg_mlx.errors import ConstraintError
 
 from .chars import ANY_CHAR
-from .expression import repeat
 from .pattern import Pattern, read_pattern, within
 
 ANY_STRING = f'"{ANY_CHAR}*"'

@@ -13,18 +13,17 @@ import json
 from dataclasses import replace
 from typing import Any
 
+from dg_mlx.canvas.automaton import MOST_STATES
+from dg_mlx.canvas.expression import COLON, SPACE, bracketed, either, escaped, repeat, size
 from dg_mlx.errors import ConstraintError
 
 from .chars import other_than
-from .expression import COLON, SPACE, bracketed, either, escaped, repeat, size
 from .keywords import read_schema, show
 from .members import Members
 from .node import ALL, Array, Node, Object, canonical, kind_of
 from .numbers import ANY_NUMBER, integer_regex, number_regex
 from .text import ANY_STRING, Text
 
-MOST_STATES = 100_000
-"""An automaton of more is not attempted. It is an estimate: see `expression.size`."""
 _ANYTHING = 2
 """How deep containers are nested in a value of which the schema says nothing."""
 

@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
+from dg_mlx.canvas.expression import either, repeat
 from dg_mlx.errors import ConstraintError
-
-from .expression import either, repeat
 
 DIGITS = 15
 """Decimals of no more digits differ as doubles too: a bound holds for who reads the text."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .expression import escaped
+from dg_mlx.canvas.expression import escaped
 
 Ranges = tuple[tuple[int, int], ...]
 """Code points from first to last, rising."""

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from dg_mlx.canvas.expression import either, repeat
 from dg_mlx.errors import ConstraintError
 
 from .chars import ANY_CHAR, CLASSES, Chars, Ranges, spelled
-from .expression import either, repeat
 
 _LETTERS = {"t": "\t", "n": "\n", "v": "\v", "f": "\f", "r": "\r", "0": "\0"}
 
