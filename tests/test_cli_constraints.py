@@ -148,7 +148,7 @@ def test_one_constraint_at_most(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_how_choices_are_written(given: str, texts: list[str]) -> None:
-    assert options._choices(given) == texts
+    assert options.choices_of(given) == texts
 
 
 # Pins --------------------------------------------------------------------------------------------
