@@ -116,17 +116,18 @@ class Generation:
             self._denoise_s += perf_counter() - start
             self._steps[number:] = [step]
             earlier = [*earlier, guess][-max(settings.stability_threshold, 1) :]
-            self._guess = [int(i) for i in np.array(guess[0])]
-            self._trust.note(np.array(guess[0]), np.array(chance[0]), np.array(entropy[0]))
+            best, nats = np.array(guess[0], dtype=np.int32), np.array(entropy[0])
+            self._guess = best.tolist()
+            self._trust.note(best, np.array(chance[0]), nats)
             yield Draft(
                 block=number,
                 step=step,
                 max_steps=settings.max_denoising_steps,
                 canvas=np.array(canvas[0], dtype=np.int32),
-                guess=np.array(guess[0], dtype=np.int32),
+                guess=best,
                 accepted=np.array(accepted[0]),
                 frozen=block.frozen,
-                entropy=np.array(entropy[0]),
+                entropy=nats,
                 trust=self._trust.now,
             )
             if stop.item():

@@ -1,12 +1,13 @@
 """What several test files share."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-import dg_mlx  # noqa: F401 - before any test imports MLX: it loads the fast BLAS
+import dg_mlx  # before any test imports MLX: it loads the fast BLAS
 
 # What CI says must not depend on luck; everywhere else, every run looks at other inputs.
 settings.register_profile("ci", derandomize=True)
@@ -24,3 +25,14 @@ def reference() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return folder
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong is said before a model is loaded."""
+
+    def load(name: str, **_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(dg_mlx, "load", load, raising=False)
+    monkeypatch.setattr(sys, "stdin", None)

@@ -28,17 +28,6 @@ def nano(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
 
 
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is wrong is said before a model is loaded."""
-
-    def load(name: str, **_: object) -> None:
-        raise AssertionError("a model was loaded")
-
-    monkeypatch.setattr(dg_mlx, "load", load, raising=False)
-    monkeypatch.setattr(sys, "stdin", None)
-
-
 def generate(*arguments: str) -> int:
     return cli.main(["generate", "--model", "nano", "--steps", "4", *arguments, PUZZLE])
 

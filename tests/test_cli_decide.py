@@ -48,17 +48,6 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     return engine
 
 
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is wrong is said before a model is loaded."""
-
-    def load(name: str, **_: object) -> None:
-        raise AssertionError("a model was loaded")
-
-    monkeypatch.setattr(dg_mlx, "load", load, raising=False)
-    monkeypatch.setattr(sys, "stdin", None)
-
-
 def decide(*arguments: str) -> int:
     return cli.main(["decide", "--model", "nano", *arguments])
 

@@ -40,17 +40,6 @@ def asked(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return prompts
 
 
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is wrong is said before a model is loaded."""
-
-    def load(name: str, **_: object) -> None:
-        raise AssertionError("a model was loaded")
-
-    monkeypatch.setattr(dg_mlx, "load", load, raising=False)
-    monkeypatch.setattr(sys, "stdin", None)
-
-
 def infill(*arguments: str) -> int:
     return cli.main(["infill", "--model", "nano", *arguments])
 
