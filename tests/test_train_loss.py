@@ -5,6 +5,8 @@ Values and gradients are compared with transformers' class in tests/parity/test_
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -112,6 +114,20 @@ def test_noise_can_be_more_and_from_the_answer() -> None:
     )
     batch = collate([example], all_copied)
     np.testing.assert_array_equal(batch.noisy_BL[0], example.answer[::-1])
+
+
+def test_tokens_that_are_held_stay_as_they_are() -> None:
+    (example,) = examples((3, 2))
+    held = [i % 3 == 0 for i in range(2 * CANVAS)]
+    noise = Draw(
+        block_B=np.array([1]),
+        replaced_BL=np.ones((1, CANVAS), np.bool_),
+        noise_BL=np.zeros((1, CANVAS), np.int32),
+        conditioned_B=np.array([False]),
+    )
+    noisy = collate([replace(example, held=held)], noise).noisy_BL[0]
+    answer = np.array(example.answer[CANVAS:])
+    np.testing.assert_array_equal(noisy, np.where(held[CANVAS:], answer, 0))
 
 
 def test_only_the_chosen_canvas_is_corrupted() -> None:

@@ -63,7 +63,11 @@ _OTHERS: tuple[tuple[str, str, Make], ...] = (
     ("uppercase", "a word in capital letters", text.uppercase),
     ("lowercase", "a word in small letters", text.lowercase),
     ("rewrite-typo", "one misspelt word, everything else pinned", rewrite.typo),
-    ("rewrite-number", "one wrong sum, everything else pinned", rewrite.wrong_number),
+    (
+        "rewrite-number",
+        "one wrong number of a row or a sum, everything else pinned",
+        rewrite.wrong_number,
+    ),
     ("picture-color", "colour of one thing", pictures.color),
     ("picture-shape", "shape of one thing", pictures.shape),
     ("picture-object", "colour and shape of one thing", pictures.thing),
@@ -78,7 +82,7 @@ _OTHERS: tuple[tuple[str, str, Make], ...] = (
     ("tool-call", "the right one of three tools, with the right arguments", tools.call),
     ("tool-answer", "an answer from what a tool returned", tools.answer),
     ("thinking-sum", "two steps of arithmetic after a thought", thinking.two_steps),
-    ("thinking-sort", "3 to 5 numbers in order after a thought", thinking.sort_steps),
+    ("thinking-spell", "a word backwards after a thought that spells it", thinking.spell),
     ("other", "anything else: what the model can do", other.other),
 )
 

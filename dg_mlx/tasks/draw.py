@@ -21,6 +21,8 @@ SHAPES = ("circle", "square", "triangle", "cross")
 COLORS = {"red": 0, "orange": 30, "yellow": 57, "green": 120, "blue": 222, "purple": 285}
 """Names and hues in degrees."""
 SIDES = (64, 72, 80, 88, 96)
+NEAR = 0.4
+"""How far a single thing is from the middle, as a share of the way to the edge."""
 _SCALE = 4
 _BREADTH = 0.35  # of a cross's arms, in radii
 
@@ -65,10 +67,11 @@ def sheet(rng: Generator, side: int | None = None) -> Sheet:
     return Sheet(side=side, grey=grey, noise=int(rng.integers(0, 11)))
 
 
-def spot(rng: Generator, side: int, smallest: float, largest: float) -> Spot:
-    """Anywhere within the paper; radii are shares of its side."""
+def spot(rng: Generator, side: int, smallest: float, largest: float, *, reach: float = 1.0) -> Spot:
+    """Within the paper; radii are shares of its side, `reach` of the way to its edge."""
     radius = int(rng.integers(round(smallest * side), round(largest * side) + 1))
-    x, y = (int(n) for n in rng.integers(radius + 2, side - radius - 1, 2))
+    middle, room = side // 2, int(reach * (side // 2 - radius - 2))
+    x, y = (middle + int(n) for n in rng.integers(-room, room + 1, 2))
     return Spot(x=x, y=y, radius=radius, turn=int(rng.integers(-12, 13)))
 
 

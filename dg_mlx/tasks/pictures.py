@@ -158,7 +158,7 @@ def _case(task: str, question: str, images: list[Image.Image], answer: str, key:
 def _scene(rng: Generator, radii: tuple[float, float], side: int | None = None) -> _Scene:
     """Paper, and one place on it."""
     paper = draw.sheet(rng, side)
-    return paper, (draw.spot(rng, paper.side, *radii),)
+    return paper, (draw.spot(rng, paper.side, *radii, reach=draw.NEAR),)
 
 
 def _scattered(rng: Generator, number: int) -> _Scene:

@@ -40,7 +40,28 @@ def typo(rng: Generator, /, *, held_out: bool) -> Case:
 
 
 def wrong_number(rng: Generator, /, *, held_out: bool) -> Case:
-    """A text with a sum that is wrong, as long as the right one."""
+    """A row of numbers that counts, or a text with a sum, in which one number is wrong."""
+    return _row(rng, held_out=held_out) if rng.random() < 0.7 else _sum(rng, held_out=held_out)
+
+
+def _row(rng: Generator, *, held_out: bool) -> Case:
+    """Five or six numbers with the same difference between neighbours."""
+
+    def draw() -> list[int]:
+        first, step = int(rng.integers(1, 40)), choose(rng, (1, 2, 3, 5, 10))
+        numbers = [first + step * i for i in range(int(rng.integers(5, 7)))]
+        return numbers if rng.random() < 0.7 else numbers[::-1]
+
+    numbers = pick(draw, lambda row: f"row:{row}", held_out=held_out)
+    wrong = int(rng.integers(len(numbers)))
+    before = "".join(f"{n}, " for n in numbers[:wrong])
+    right, end = ", ".join(map(str, numbers)), len(before) + len(str(numbers[wrong]))
+    text = _put(right, len(before), _wrong(rng, str(numbers[wrong])))
+    rewrite = Rewrite(text=text, start=len(before), end=end)
+    return _case("rewrite-number", choose(rng, _NUMBER), rewrite, right, f"row:{numbers}")
+
+
+def _sum(rng: Generator, *, held_out: bool) -> Case:
     pair = addends(rng, 2, held_out=held_out)
     result = str(sum(pair))
     if rng.random() < 0.5:

@@ -62,34 +62,28 @@ def subtract(rng: Generator, /, *, held_out: bool) -> Case:
     return _case("subtract", question, str(pair[0] - pair[1]), difference_key(pair))
 
 
-def sort_key(numbers: list[int]) -> str:
-    """The identity of numbers to sort, in whatever order they are given."""
-    return f"sort:{joined(sorted(numbers))}"
+def sort(rng: Generator, /, *, held_out: bool) -> Case:
+    """Three to six numbers of up to two digits, not in order, to be put in rising order.
 
-
-def unsorted(rng: Generator, most: int, *, held_out: bool) -> list[int]:
-    """Three to `most` numbers of up to two digits, not in order."""
+    The same numbers in another order are the same case.
+    """
 
     def draw() -> list[int]:
         while True:
-            count = int(rng.integers(3, most + 1))
-            numbers = [number(rng, 2) for _ in range(count)]
+            numbers = [number(rng, 2) for _ in range(int(rng.integers(3, 7)))]
             if numbers != sorted(numbers):
                 return numbers
 
-    return pick(draw, sort_key, held_out=held_out)
+    def key(numbers: list[int]) -> str:
+        return f"sort:{_joined(sorted(numbers))}"
+
+    numbers = pick(draw, key, held_out=held_out)
+    question = choose(rng, _SORT).format(numbers=_joined(numbers))
+    return _case("sort", question, _joined(sorted(numbers)), key(numbers))
 
 
-def joined(numbers: list[int]) -> str:
-    """Numbers with spaces between them."""
+def _joined(numbers: list[int]) -> str:
     return " ".join(map(str, numbers))
-
-
-def sort(rng: Generator, /, *, held_out: bool) -> Case:
-    """Three to six numbers in rising order."""
-    numbers = unsorted(rng, 6, held_out=held_out)
-    question = choose(rng, _SORT).format(numbers=joined(numbers))
-    return _case("sort", question, joined(sorted(numbers)), sort_key(numbers))
 
 
 def reverse(rng: Generator, /, *, held_out: bool) -> Case:

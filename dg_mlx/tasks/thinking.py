@@ -1,4 +1,4 @@
-"""Questions that are answered after a thought: two steps of arithmetic, sorting step by step."""
+"""Questions that are answered after a thought: two steps of arithmetic, a word spelt."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from numpy.random import Generator
 
 from . import words
 from .case import Case, choose, pick, user
-from .text import addends, difference_key, joined, sort_key, sum_key, unsorted
+from .text import addends, difference_key, sum_key
 
 _SUM = (
     "What is {a} + {b} - {c}?",
     "{name} has {a} {thing}s, gets {b} and gives away {c}. How many are left?",
 )
-_SORT = ("Sort {numbers}.", "Sort these numbers: {numbers}")
+_SPELL = ("Spell {word}, then reverse it.", "Spell {word} and write it backwards.")
 
 
 def two_steps(rng: Generator, /, *, held_out: bool) -> Case:
@@ -34,17 +34,11 @@ def two_steps(rng: Generator, /, *, held_out: bool) -> Case:
     return _case("thinking-sum", question, thought, str(a + b - c), sum_key((a, b)))
 
 
-def sort_steps(rng: Generator, /, *, held_out: bool) -> Case:
-    """Three to five numbers: each line of the thought takes the least of those that are left."""
-    numbers = unsorted(rng, 5, held_out=held_out)
-    left, done, lines = list(numbers), list[int](), list[str]()
-    while len(left) > 1:
-        left.remove(min(left))
-        done = sorted(numbers)[: len(done) + 1]
-        lines.append(f"{joined(done)} | {joined(left)}")
-    question = choose(rng, _SORT).format(numbers=joined(numbers))
-    answer = joined(sorted(numbers))
-    return _case("thinking-sort", question, "\n".join(lines), answer, sort_key(numbers))
+def spell(rng: Generator, /, *, held_out: bool) -> Case:
+    """A word backwards; the thought spells it."""
+    word = words.draw(rng, held_out=held_out)
+    question = choose(rng, _SPELL).format(word=word)
+    return _case("thinking-spell", question, " ".join(word), word[::-1], words.key(word))
 
 
 def _case(task: str, question: str, thought: str, answer: str, key: str) -> Case:

@@ -84,4 +84,4 @@ def _path(rng: Generator, way: str) -> _Scene:
 
 def _two_places(rng: Generator) -> _Scene:
     paper = draw.sheet(rng)
-    return paper, tuple(draw.spot(rng, paper.side, 0.16, 0.34) for _ in range(2))
+    return paper, tuple(draw.spot(rng, paper.side, 0.16, 0.34, reach=draw.NEAR) for _ in range(2))

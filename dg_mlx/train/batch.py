@@ -31,6 +31,8 @@ class Example:
     """The prompt's pictures."""
     canvases: int = 1
     """How many the answer has."""
+    held: Sequence[bool] | None = None
+    """Which tokens of the answer are never corrupted, as if a user had pinned them; None: none."""
 
     @property
     def canvas(self) -> int:
@@ -96,6 +98,7 @@ def collate(examples: Sequence[Example], draw: Draw) -> Batch:
     """The arrays of one step, for one canvas of every example."""
     length = draw.noise_BL.shape[1]
     assert all(e.ids and e.answer and len(e.answer) == length * e.canvases for e in examples)
+    assert all(e.held is None or len(e.held) == len(e.answer) for e in examples)
     starts = [int(block) * length for block in draw.block_B]
     pairs = list(zip(examples, starts, strict=True))
     context_BS, context_real_BS = _padded([[*e.ids, *e.answer[:at]] for e, at in pairs], left=True)
@@ -105,11 +108,15 @@ def collate(examples: Sequence[Example], draw: Draw) -> Batch:
     if copied_BL is not None:
         own_BL = np.take_along_axis(canvas_BL, np.maximum(copied_BL, 0), axis=1)
         noise_BL = np.where(copied_BL >= 0, own_BL, noise_BL)
+    held_BL = np.zeros(canvas_BL.shape, np.bool_)
+    for row, (example, at) in enumerate(pairs):
+        if example.held is not None:
+            held_BL[row] = example.held[at : at + length]
     return Batch(
         context_BS=context_BS,
         context_real_BS=context_real_BS,
         canvas_BL=canvas_BL,
-        noisy_BL=np.where(draw.replaced_BL, noise_BL, canvas_BL).astype(np.int32),
+        noisy_BL=np.where(draw.replaced_BL & ~held_BL, noise_BL, canvas_BL).astype(np.int32),
         conditioned_B=draw.conditioned_B,
         later_BR=later_BR,
         later_real_BR=later_real_BR,

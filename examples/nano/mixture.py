@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -36,61 +36,61 @@ WHOLE = 112
 """The checkpoint's canvas."""
 GROUPS = (
     Group(
-        share=36,
+        share=26,
         canvases={24: (0.6, 48), 40: (0.2, 40), WHOLE: (0.2, 24)},
         tasks={
-            "add": 20,
-            "subtract": 20,
+            "add": 22,
+            "subtract": 22,
             "sort": 12,
-            "reverse": 9,
+            "reverse": 6,
             "count-letter": 14,
             "uppercase": 5,
             "lowercase": 5,
-            "fix-json": 12,
-            "other": 3,
+            "fix-json": 10,
+            "other": 4,
         },
     ),
     Group(
-        share=16,
+        share=20,
         canvases={64: (0.6, 24), WHOLE: (0.4, 18)},
         tasks={
-            "rewrite-typo": 25,
-            "rewrite-number": 25,
-            "thinking-sum": 25,
-            "thinking-sort": 15,
-            "sudoku-6x6": 20,
+            "rewrite-typo": 20,
+            "rewrite-number": 20,
+            "thinking-sum": 15,
+            "thinking-spell": 10,
+            "sudoku-6x6": 30,
             "sudoku-4x4": 20,
         },
     ),
     Group(
-        share=12,
+        share=20,
         canvases={WHOLE: (1, 16)},
-        tasks={"sudoku-9x9-45": 25, "sudoku-9x9-35": 40, "sudoku-9x9-30": 35},
+        tasks={"sudoku-9x9-45": 30, "sudoku-9x9-35": 40, "sudoku-9x9-30": 30},
     ),
     Group(
-        share=8,
+        share=6,
         canvases={40: (0.7, 20), WHOLE: (0.3, 14)},
         tasks={"tool-call": 1, "tool-answer": 1},
     ),
     Group(
-        share=18,
+        share=16,
         canvases={24: (0.7, 24), WHOLE: (0.3, 16)},
         tasks={
-            "picture-color": 8,
-            "picture-shape": 28,
+            "picture-color": 6,
+            "picture-shape": 26,
             "picture-object": 20,
-            "picture-count": 20,
+            "picture-count": 24,
             "picture-digit": 24,
         },
     ),
-    Group(share=3, canvases={40: (0.7, 32), WHOLE: (0.3, 20)}, tasks={"picture-sudoku": 1}),
+    Group(share=2, canvases={40: (0.7, 32), WHOLE: (0.3, 20)}, tasks={"picture-sudoku": 1}),
     Group(
-        share=4,
+        share=6,
         canvases={24: (0.7, 20), WHOLE: (0.3, 16)},
         tasks={"picture-same-shape": 4, "picture-same-color": 3, "picture-larger": 3},
     ),
     Group(
-        share=3,
+        share=4,
         canvases={24: (0.7, 10), WHOLE: (0.3, 8)},
         tasks={"video-direction": 1, "video-first": 1},
     ),
@@ -100,6 +100,8 @@ PARTS = 2
 HELD_OUT = 2
 """Held-out cases of each task that give the loss of held-out examples."""
 
+_HELD = 0.15
+"""Share of the examples of which a part is pinned; rewrites are pinned outside their span."""
 _CASES = 3
 """Beside the seed: no number that anything else is drawn with."""
 
@@ -139,7 +141,7 @@ class Mixture:
             name = names[_index(rng, list(group.tasks.values()))]
             example = self._example(TASKS[name].make(rng, held_out=False), canvas)
             if example.canvas == canvas:
-                made.append(example)
+                made.append(example if example.held is not None else _pinned(rng, example))
         made.sort(key=lambda e: len(e.ids))
         return [made[part::PARTS] for part in range(PARTS)]
 
@@ -152,8 +154,19 @@ class Mixture:
             )
         ids = self._processor.tokenizer.encode(case.target, add_special_tokens=False)
         ids.append(IDS["<turn|>"] if case.call is None else IDS["<|tool_response>"])
+        held = None
+        if case.rewrite is not None:  # a character of a rewrite is a token
+            free = range(case.rewrite.start, case.rewrite.end)
+            held = [at not in free and at < len(ids) for at in range(max(canvas, len(ids)))]
         ids += [IDS["<turn|>"]] * (canvas - len(ids))
-        return Example(ids=prompt.ids, answer=ids, media=prompt.media)
+        return Example(ids=prompt.ids, answer=ids, media=prompt.media, held=held)
+
+
+def _pinned(rng: Generator, example: Example) -> Example:
+    """Now and then with a share of its tokens pinned, as a user does who keeps what is right."""
+    if rng.random() >= _HELD:
+        return example
+    return replace(example, held=(rng.random(len(example.answer)) < rng.random()).tolist())
 
 
 def _shows(group: Group) -> bool:
