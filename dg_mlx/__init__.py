@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .canvas.constraint import Constraint
     from .canvas.pins import Pins
     from .config import ModelConfig
+    from .conversation import Conversation
     from .engine import Engine, load
     from .errors import DGError
     from .events import Committed, Done, Draft, Event, Prefilled, Reply, Stats, Trust
@@ -31,6 +32,7 @@ _WHERE = {
     "SeededNoise": "sampling",
     "Constraint": "canvas.constraint",
     "Pins": "canvas.pins",
+    "Conversation": "conversation",
     **dict.fromkeys(
         ("Prefilled", "Draft", "Committed", "Done", "Stats", "Trust", "Reply", "Event"), "events"
     ),
@@ -48,6 +50,8 @@ _WHERE = {
             "ConstraintError",
             "PinError",
             "EditError",
+            "ConversationError",
+            "StoreError",
         ),
         "errors",
     ),
@@ -62,6 +66,7 @@ __all__ = [  # noqa: RUF022 - grouped by what they are
     "SeededNoise",
     "Constraint",
     "Pins",
+    "Conversation",
     "Prefilled",
     "Draft",
     "Committed",

@@ -4,32 +4,42 @@ The answer's probability is that of all its spellings under the positions' distr
 all answers allowed. It depends on the noise that the canvas starts from, so it is averaged over
 draws of it, and the spread says how sure the average is.
 
-Legend: B draws, L canvas, V vocabulary.
+Many prompts are decided in runs: a run is one batch of prompts, padded on the left, and then one
+batch of canvases, a row for each draw of each prompt.
+
+Legend: P prompts, D draws, B canvases (P x D), L canvas, V vocabulary.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from .backends import Backend
-from .canvas.constraint import Constraint, Guide, Guides
+from .ballot import Ballot
+from .canvas.constraint import Guide, Guides
 from .canvas.hold import Answer, Block, Held
-from .errors import ConstraintError, SettingsError
+from .config import ModelConfig
+from .errors import SettingsError
 from .model import DiffusionGemma
+from .model.cache import Cache
+from .plan import CHUNK, FP32, cache_bytes
 from .processor import Prompt
+from .processor.padded import Padded
 from .sampling import SeededNoise, accept, next_canvas
 from .settings import GenerationSettings
+from .worker import Cancelled
 
-ANSWER = "answer"
-"""The field of choices without a schema."""
+RUN_BYTES = 1 << 30
+"""Most memory that canvases which run together may take. A denoising step of the published
+checkpoint takes as much, so what can answer can also decide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,112 +61,17 @@ class Field:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What was decided, by field. Choices without a schema are the field `ANSWER`."""
+    """What was decided, by field. Choices without a schema are the field `ballot.ANSWER`."""
 
     fields: Mapping[str, Field]
     seconds: float
-    """Prefill and passes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """A decision to make: each option with the constraint that stands for it."""
-
-    name: str
-    options: Mapping[str, Constraint]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ballot:
-    """Decisions that are made on one canvas."""
-
-    choices: tuple[Choice, ...]
-    whole: Constraint
-    """All answers."""
-    values: Mapping[str, Sequence[Any]]
-    """What each choice is between."""
-    document: bool
-    """An answer is a JSON object of all choices; else it is the value of the only one."""
-
-    def longest(self, encode: Callable[[str], list[int]]) -> str:
-        """The answer of most tokens."""
-        spelled = _spelled if self.document else str
-
-        def tokens(value: Any) -> int:
-            return len(encode(spelled(value)))
-
-        found = {name: max(values, key=tokens) for name, values in self.values.items()}
-        return _spelled(found) if self.document else str(found[ANSWER])
-
-    @staticmethod
-    def of(choices: Sequence[str] | None, schema: Any) -> Ballot:
-        """From choices, or from a JSON schema whose properties each have a few values. Raises
-        `ConstraintError`."""
-        if (choices is None) == (schema is None):
-            raise ConstraintError(
-                "decide between choices, or fields of a schema; give one of the two."
-            )
-        if choices is None:
-            return _of_schema(schema)
-        if len(set(choices)) != len(choices) or len(choices) < 2:
-            raise ConstraintError("to decide takes two or more different choices; give more.")
-        options = {text: Constraint.choices([text]) for text in choices}
-        return Ballot(
-            choices=(Choice(name=ANSWER, options=options),),
-            whole=Constraint.choices(choices),
-            values={ANSWER: choices},
-            document=False,
-        )
-
-
-def _of_schema(schema: Any) -> Ballot:
-    properties = schema.get("properties") if isinstance(schema, Mapping) else None
-    if not isinstance(properties, Mapping) or not properties:
-        raise ConstraintError("a schema to decide by needs properties; give each an enum.")
-    values = {name: _values(name, part) for name, part in properties.items()}
-    base = {**schema, "type": "object", "required": list(properties)}
-    choices = []
-    for name, options in values.items():
-        by_option = {}
-        for label, value in zip(_labels(options), options, strict=True):
-            narrowed = {**properties, name: {"const": value}}
-            by_option[label] = Constraint.schema({**base, "properties": narrowed})
-        choices.append(Choice(name=name, options=by_option))
-    return Ballot(
-        choices=tuple(choices), whole=Constraint.schema(base), values=values, document=True
-    )
-
-
-def _values(name: str, part: Any) -> list[Any]:
-    """The values that a property may have."""
-    if isinstance(part, Mapping):
-        if isinstance(part.get("enum"), list) and part["enum"]:
-            return list(part["enum"])
-        if "const" in part:
-            return [part["const"]]
-        if part.get("type") == "boolean":
-            return [True, False]
-    raise ConstraintError(
-        f"property {name!r} can have any number of values; to decide, give it an enum, a const or "
-        "the type boolean."
-    )
-
-
-def _labels(values: Sequence[Any]) -> list[str]:
-    """Names of values: as JSON, but texts as they are, unless 1 and "1" are both among them."""
-    labels = [value if isinstance(value, str) else _spelled(value) for value in values]
-    return labels if len(set(labels)) == len(labels) else [_spelled(value) for value in values]
-
-
-def _spelled(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    """Prefill and passes; a share of those of all prompts that ran together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vote:
     """How to decide."""
 
-    prompt: Prompt
     choices: Mapping[str, Mapping[str, Guide]]
     """By field and option."""
     whole: Guide
@@ -166,10 +81,14 @@ class Vote:
     passes: int
     seed: int
 
+    @property
+    def tokens(self) -> int:
+        """Of the canvas."""
+        return self.settings.max_new_tokens
+
 
 def prepare(
     ballot: Ballot,
-    prompt: Prompt,
     encode: Callable[[str], list[int]],
     guides: Guides,
     settings: GenerationSettings,
@@ -184,7 +103,6 @@ def prepare(
             raise SettingsError(f"{name} is {value}; it must be 1 or more.")
     tokens = len(encode(ballot.longest(encode))) + 1
     return Vote(
-        prompt=prompt,
         choices={
             choice.name: {option: guides.of(c) for option, c in choice.options.items()}
             for choice in ballot.choices
@@ -197,48 +115,121 @@ def prepare(
     )
 
 
-def vote(model: DiffusionGemma, backend: Backend, asked: Vote) -> Decision:
-    """Decide. Runs on the thread that owns MLX."""
-    started = perf_counter()
-    backend.activate()
-    cache = model.new_cache()
-    model.prefill(mx.array([asked.prompt.ids]), cache, media=asked.prompt.media)
-    logits_BLV = _look(model, backend, asked, cache.repeated(asked.draws))
-    fields = {}
-    for name, guides in asked.choices.items():
-        totals = np.stack([_totals(backend, logits_BLV, guide) for guide in guides.values()])
-        shares = np.exp(totals - np.logaddexp.reduce(totals, axis=0))
-        fields[name] = _field(list(guides), shares)
-    return Decision(fields=fields, seconds=perf_counter() - started)
+class Voting:
+    """Decides for many prompts, a run after the other."""
 
+    def __init__(self, model: DiffusionGemma, backend: Backend, asked: Vote) -> None:
+        self._model, self._backend, self._asked = model, backend, asked
 
-def _look(model: DiffusionGemma, backend: Backend, asked: Vote, cache: Any) -> mx.array:
-    """The last pass's logits (B, L, V), before any temperature."""
-    longest, settings = model.config.canvas_length, asked.settings
-    noises = [
-        SeededNoise(
-            asked.seed + draw,
-            vocab=model.config.text.vocab_size,
-            canvas=settings.canvas(longest),
-            backend=backend,
-        )
-        for draw in range(asked.draws)
-    ]
-    held = Held(guide=asked.whole)
-    blocks = [Answer(held, backend, settings, longest).block(0) for _ in noises]
-    canvas_BL = mx.concatenate([noise.initial(0) for noise in noises])
-    logits_BLV = model.denoise(canvas_BL, cache)
-    for step in range(1, asked.passes):
-        rows = [
-            _step(block, noise, logits_BLV[row : row + 1], step, settings)
-            for row, (block, noise) in enumerate(zip(blocks, noises, strict=True))
+    def decisions(self, prompts: Sequence[Prompt], cancelled: Cancelled) -> Iterator[Decision]:
+        """Of each prompt, in their order. Runs on the thread that owns MLX; `cancelled` is asked
+        before each batch."""
+        self._backend.activate()
+        asked = self._asked
+        for run in runs(prompts, asked.draws, self._fit):
+            if cancelled():
+                return
+            started, cache, parts = perf_counter(), self._prefilled(run), []
+            together = max(1, self._fit(cache.tokens) // len(run))
+            for first in range(0, asked.draws, together):
+                if cancelled():
+                    return
+                draws = range(first, min(first + together, asked.draws))
+                parts.append(self._shares(cache, len(run), draws))
+            shares = {name: np.concatenate([p[name] for p in parts], axis=2) for name in parts[0]}
+            seconds = (perf_counter() - started) / len(run)
+            for row in range(len(run)):
+                fields = {
+                    name: _field(list(guides), shares[name][:, row])
+                    for name, guides in asked.choices.items()
+                }
+                yield Decision(fields=fields, seconds=seconds)
+
+    def _fit(self, context: int) -> int:
+        model = self._model
+        return canvases(model.config, context, self._asked.tokens, model.dtype.size)
+
+    def _prefilled(self, run: Sequence[Prompt]) -> Cache:
+        batch, cache = Padded.of(run), self._model.new_cache()
+        real_BS = None if batch.real_BS is None else mx.array(batch.real_BS)
+        self._model.prefill(mx.array(batch.ids_BS), cache, media=batch.media, mask_BS=real_BS)
+        return cache
+
+    def _shares(self, cache: Cache, prompts: int, draws: range) -> dict[str, NDArray[np.float64]]:
+        """Probabilities (options, P, D) of each field."""
+        logits_BLV = self._look(cache.repeated(len(draws), self._asked.tokens), prompts, draws)
+        found = {}
+        for name, guides in self._asked.choices.items():
+            totals = np.stack([self._totals(logits_BLV, guide) for guide in guides.values()])
+            shares = np.exp(totals - np.logaddexp.reduce(totals, axis=0))
+            found[name] = shares.reshape(len(guides), prompts, len(draws))
+        return found
+
+    def _look(self, cache: Cache, prompts: int, draws: range) -> mx.array:
+        """The last pass's logits (B, L, V), before any temperature."""
+        asked, model, settings = self._asked, self._model, self._asked.settings
+        noises = prompts * [
+            SeededNoise(
+                asked.seed + draw,
+                vocab=model.config.text.vocab_size,
+                canvas=asked.tokens,
+                backend=self._backend,
+            )
+            for draw in draws
         ]
-        canvas_BL, conditioning_BLV = (
-            mx.concatenate(list(part)) for part in zip(*rows, strict=True)
+        held = Held(guide=asked.whole)
+        answer = Answer(held, self._backend, settings, model.config.canvas_length)
+        blocks = [answer.block(0) for _ in noises]
+        canvas_BL = mx.concatenate([noise.initial(0) for noise in noises])
+        logits_BLV = model.denoise(canvas_BL, cache)
+        for step in range(1, asked.passes):
+            rows = [
+                _step(block, noise, logits_BLV[row : row + 1], step, settings)
+                for row, (block, noise) in enumerate(zip(blocks, noises, strict=True))
+            ]
+            canvas_BL, conditioning_BLV = (
+                mx.concatenate(list(part)) for part in zip(*rows, strict=True)
+            )
+            logits_BLV = model.denoise(canvas_BL, cache, conditioning_BLV.astype(model.dtype))
+        mx.eval(logits_BLV)
+        return logits_BLV
+
+    def _totals(self, logits_BLV: mx.array, guide: Guide) -> NDArray[np.float64]:
+        """(B,): log of the probability of all canvases that a guide accepts, up to a constant."""
+        _, scores = self._backend.class_scores(logits_BLV, guide.classes)
+        last = guide.last(0)
+        return np.array(
+            [
+                guide.lattice.total(row, 0, last)
+                for row in np.array(scores.astype(mx.float32)).astype(np.float64)
+            ]
         )
-        logits_BLV = model.denoise(canvas_BL, cache, conditioning_BLV.astype(model.dtype))
-    mx.eval(logits_BLV)
-    return logits_BLV
+
+
+def canvases(config: ModelConfig, context: int, canvas: int, itemsize: int) -> int:
+    """How many canvases of `canvas` tokens may run together, each behind `context` tokens.
+
+    Each has a cache of its own, and its logits three times in fp32, as `plan.step_bytes` counts.
+    """
+    cache = cache_bytes(replace(config, canvas_length=canvas), context, itemsize)
+    return max(1, RUN_BYTES // (cache + canvas * config.text.vocab_size * 3 * FP32))
+
+
+def runs(
+    prompts: Sequence[Prompt], draws: int, fit: Callable[[int], int]
+) -> Iterator[list[Prompt]]:
+    """Neighbours that run together: with their padding no more than one chunk of a long prompt, and
+    with all their draws no more canvases than `fit` behind the longest."""
+    run: list[Prompt] = []
+    longest = 0
+    for prompt in prompts:
+        count, longest = len(run) + 1, max(longest, len(prompt.ids))
+        if run and (count * longest > CHUNK or count * draws > fit(longest)):
+            yield run
+            run, longest = [], len(prompt.ids)
+        run.append(prompt)
+    if run:
+        yield run
 
 
 def _step(
@@ -249,18 +240,6 @@ def _step(
     accepted = accept(view.entropy_BL, settings.entropy_bound)
     sampled = block.draw(noise, 0, step, view.scaled_BLV)
     return next_canvas(accepted, sampled, noise.renoise(0, step)), view.scaled_BLV
-
-
-def _totals(backend: Backend, logits_BLV: mx.array, guide: Guide) -> Any:
-    """(B,): log of the probability of all canvases that a guide accepts, up to a constant."""
-    _, scores = backend.class_scores(logits_BLV, guide.classes)
-    last = guide.last(0)
-    return np.array(
-        [
-            guide.lattice.total(row, 0, last)
-            for row in np.array(scores.astype(mx.float32)).astype(np.float64)
-        ]
-    )
 
 
 def _field(options: Sequence[str], shares: Any) -> Field:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,21 @@ import mlx.core as mx
 
 from . import adapter as adapters
 from .backends import Backend, choose
+from .ballot import Ballot
 from .canvas.constraint import Constraint, Guides, Vocabulary
 from .canvas.hold import Answer, Held
 from .canvas.passage import Passage
 from .canvas.pins import Pin, Pins
 from .config import ModelConfig
-from .decide import Ballot, Decision, prepare, vote
-from .errors import BackendError, ConstraintError, PromptError, SettingsError
+from .decide import Decision, Voting, prepare
+from .errors import BackendError, ConstraintError, MediaError, PromptError, SettingsError
 from .events import Event, Reply, collect
 from .generation import Generation, Request
 from .hub import require_memory, resolve
 from .lengths import Lengths, Search, find
 from .model import DiffusionGemma, VisionAttention, lora
+from .model.features import Features
+from .prefix import PrefixCache
 from .processor import Messages, Processor, Prompt
 from .sampling import Noise, SeededNoise
 from .settings import GenerationSettings
@@ -74,15 +78,17 @@ class Engine:
         constraint: Constraint | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool = False,
+        prefix: PrefixCache | None = None,
     ) -> Iterator[Event]:
         """Answer, reporting every step: `Prefilled`, per block `Draft`s and a `Committed`, `Done`.
 
         `messages` is a prompt, role/content dicts, token ids or a `Prompt`. `noise` replaces the
         randomness that `seed` stands for. `cancel` is looked at between steps. `pins` are tokens
         held fixed, by position in the answer (ids, or texts that begin there); `constraint` is what
-        its visible text must be. Runs on the worker's thread; closing the iterator stops it. Raises
-        `PromptError`, `MediaError`, `SettingsError`, `PinError` and `ConstraintError` at once,
-        before anything runs.
+        its visible text must be. `prefix` keeps what was read, for later prompts that begin alike:
+        give all turns of a conversation the same one. Runs on the worker's thread; closing the
+        iterator stops it. Raises `PromptError`, `MediaError`, `SettingsError`, `PinError` and
+        `ConstraintError` at once, before anything runs.
         """
         if tools and constraint is not None:
             raise ConstraintError(
@@ -99,6 +105,7 @@ class Engine:
             noise=noise or self._noise(seed, canvas),
             reply=self.processor.reply(thinking_open=prompt.thinking_open),
             answer=Answer(held, self.backend, settings, self.config.canvas_length),
+            prefix=PrefixCache(marks=0) if prefix is None else prefix,
         )
         return WORKER.stream(
             lambda cancelled: Generation(self.model, self.backend, request, cancelled).events(),
@@ -109,27 +116,43 @@ class Engine:
         """Answer in one piece. Options and errors as in `stream`."""
         return collect(self.stream(messages, **options))
 
-    def decide(
+    def decide(self, messages: Messages | Prompt, **options: Any) -> Decision:
+        """Decide for one prompt. Options and errors as in `decide_all`."""
+        (decision,) = self.decide_all([messages], **options)
+        return decision
+
+    def decide_all(
         self,
-        messages: Messages | Prompt,
+        prompts: Iterable[Messages | Prompt],
         *,
         choices: Sequence[str] | None = None,
         schema: Any = None,
+        ballot: Ballot | None = None,
         draws: int = 4,
         passes: int = 1,
         settings: GenerationSettings | None = None,
         seed: int = 0,
         tools: Sequence[Mapping[str, Any]] | None = None,
-    ) -> Decision:
+    ) -> Iterator[Decision]:
         """Probabilities of `choices`, or of the values of each property of a JSON schema.
 
-        One prefill; `draws` canvases that start from different noise, in one batch, each denoised
-        `passes` times. Raises `ConstraintError`, `PromptError` and `SettingsError`.
+        Yields a decision per prompt, in their order, as they are found; it is not `decide` with a
+        list, since a list may be one prompt. `ballot` stands for choices or schema: `Ballot.of`
+        makes it. `draws` canvases, which start from different noise (the same for all prompts), are
+        each denoised `passes` times. Prompts run together as memory allows; a decision is the one
+        that its prompt gets alone, up to rounding. Closing the iterator stops it. Raises
+        `ConstraintError`, `SettingsError`, `PromptError` and `MediaError` at once, before anything
+        runs; the last two name the prompt.
         """
-        prompt, settings = self.prompt(messages, tools=tools), settings or self.settings
+        if isinstance(prompts, str):
+            raise PromptError("prompts are one text; give a list of them, or call decide.")
+        if ballot is None:
+            ballot = Ballot.of(choices, schema)
+        elif choices is not None or schema is not None:
+            raise ConstraintError("a ballot has its choices or schema already; leave them out.")
+        settings = settings or self.settings
         asked = prepare(
-            Ballot.of(choices, schema),
-            prompt,
+            ballot,
             self.processor.exact,
             self._guides(settings.eos_token_id),
             settings,
@@ -137,13 +160,15 @@ class Engine:
             passes=passes,
             seed=seed,
         )
-        tokens, canvas = asked.settings.max_new_tokens, settings.canvas(self.config.canvas_length)
-        if tokens > canvas:
+        canvas = settings.canvas(self.config.canvas_length)
+        if asked.tokens > canvas:
             raise ConstraintError(
-                f"the longest answer takes {tokens} tokens and the canvas has {canvas}; shorten it."
+                f"the longest answer takes {asked.tokens} tokens and the canvas has {canvas}; "
+                "shorten it."
             )
-        self._room(prompt, asked.settings, tokens)
-        return WORKER.call(lambda: vote(self.model, self.backend, asked))
+        read = self._read(list(prompts), asked.settings, tools)
+        voting = Voting(self.model, self.backend, asked)
+        return WORKER.stream(lambda cancelled: voting.decisions(read, cancelled))
 
     def lengths(
         self,
@@ -183,6 +208,26 @@ class Engine:
         if tools or thinking:
             raise PromptError("a Prompt is already encoded; pass tools and thinking to encode.")
         return messages
+
+    def _read(
+        self,
+        prompts: Sequence[Messages | Prompt],
+        settings: GenerationSettings,
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> list[Prompt]:
+        """Prompts that leave room for their answers. Raises `PromptError` and `MediaError`, saying
+        which of several it is."""
+        found, pixels = [], dict[str, Any]()
+        for number, messages in enumerate(prompts, start=1):
+            try:
+                prompt = self.prompt(messages, tools=tools)
+                self._room(prompt, settings, settings.max_new_tokens)
+            except (PromptError, MediaError) as error:
+                if len(prompts) == 1:
+                    raise
+                raise type(error)(f"prompt {number} of {len(prompts)}: {error}") from None
+            found.append(prompt.sharing(pixels))
+        return found
 
     def _held(
         self,
@@ -266,7 +311,22 @@ def load(
         if adapter is not None:
             adapters.load(model, Path(adapter).expanduser())
             lora.merge(model)
+        model.features = Features()
+        model.identity = _identity(folder, adapter, wanted, vision_attention)
         return model
 
     model = WORKER.call(build)
     return Engine(model=model, processor=processor, settings=settings, backend=device)
+
+
+def _identity(folder: Path, adapter: str | os.PathLike[str] | None, *how: object) -> str:
+    """Another text for other weights: files by name, size and time, and how they are loaded."""
+    folders = [folder] if adapter is None else [folder, Path(adapter).expanduser()]
+    files = [
+        (path.name, stat.st_size, stat.st_mtime_ns)
+        for place in folders
+        for path in sorted(place.glob("*.safetensors"))
+        for stat in [path.stat()]
+    ]
+    config = (folder / "config.json").read_bytes()
+    return hashlib.sha256(repr((files, config, how)).encode()).hexdigest()

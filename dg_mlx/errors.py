@@ -50,3 +50,11 @@ class PinError(DGError):
 
 class EditError(DGError):
     """A file cannot be edited, or the spans to edit are not in it."""
+
+
+class ConversationError(DGError):
+    """A conversation has no such message, or cannot be changed so now."""
+
+
+class StoreError(DGError):
+    """A conversation cannot be saved or loaded."""

@@ -98,6 +98,8 @@ class Stats:
     """What a generation cost. Tokens count up to and including the end token only."""
 
     prompt_tokens: int
+    cached_tokens: int = 0
+    """Tokens of the prompt that were known already."""
     tokens: int
     steps_per_block: tuple[int, ...]
     prefill_s: float

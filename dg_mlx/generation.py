@@ -18,6 +18,7 @@ from .canvas.hold import Answer
 from .canvas.trust import Tracker
 from .events import Committed, Done, Draft, Event, Prefilled, Reason, Stats
 from .model import DiffusionGemma
+from .prefix import PrefixCache
 from .processor import Prompt, ReplyParser
 from .sampling import Noise, accept, confident, next_canvas, probability, settled
 from .settings import GenerationSettings
@@ -36,6 +37,8 @@ class Request:
     reply: ReplyParser
     answer: Answer
     """What it is held to."""
+    prefix: PrefixCache
+    """What is known of the prompt, and what will be."""
 
 
 class Generation:
@@ -49,6 +52,7 @@ class Generation:
         self._settings = request.settings
         self._tokens = 0
         self._steps: list[int] = []
+        self._cached = 0
         self._prefill_s = self._denoise_s = self._commit_s = 0.0
         self._answer = request.answer
 
@@ -56,8 +60,15 @@ class Generation:
         """Run it. `cancelled` is asked between steps and between chunks of the prompt."""
         self._backend.activate()  # engines on different devices may share the process
         mx.reset_peak_memory()
-        self._cache = self._model.new_cache(reserve=self._request.tokens)
+        try:
+            yield from self._run()
+        except Exception:
+            self._request.prefix.forget()  # the cache may be half written
+            raise
+
+    def _run(self) -> Iterator[Event]:
         yield from self._prefill()
+        ended: Reason = "cancelled"
         for block in count():
             self._guess: list[int] = []
             yield from self._denoise(block)
@@ -67,24 +78,28 @@ class Generation:
             self._tokens += len(kept)
             yield self._committed(block, kept, last=reason is not None)
             if reason is not None:
-                yield self._done(reason)
-                return
+                ended = reason
+                break
             start = perf_counter()
+            self._request.prefix.extend(self._guess)
             self._model.prefill(mx.array([self._guess]), self._cache)
             self._commit_s += perf_counter() - start
             self._answer.commit(self._guess)
-        yield self._done("cancelled")
+        self._request.prefix.save()
+        yield self._done(ended)
 
     def _prefill(self) -> Iterator[Event]:
-        prompt = self._request.prompt
-        start = perf_counter()
-        ids_BS = mx.array([prompt.ids])
-        for done in self._model.prefill_chunks(ids_BS, self._cache, media=prompt.media):
-            if self._cancelled():
-                return
-            self._prefill_s = perf_counter() - start
-            if done == len(prompt.ids):
-                yield Prefilled(tokens=done, cached=0, seconds=self._prefill_s)
+        request, start = self._request, perf_counter()
+        self._cache, rest = request.prefix.open(self._model, request.prompt, request.tokens)
+        if rest.ids:
+            ids_BS = mx.array([rest.ids])
+            for _ in self._model.prefill_chunks(ids_BS, self._cache, media=rest.media):
+                request.prefix.mark()
+                if self._cancelled():
+                    return
+        request.prefix.mark()
+        self._cached, self._prefill_s = rest.cached, perf_counter() - start
+        yield Prefilled(tokens=self._cache.tokens, cached=rest.cached, seconds=self._prefill_s)
 
     def _denoise(self, number: int) -> Iterator[Event]:
         """Settle one canvas. Leaves the last best guess."""
@@ -160,6 +175,7 @@ class Generation:
             tool_calls=calls,
             stats=Stats(
                 prompt_tokens=len(self._request.prompt.ids),
+                cached_tokens=self._cached,
                 tokens=self._tokens,
                 steps_per_block=tuple(self._steps),
                 prefill_s=self._prefill_s,

@@ -152,7 +152,7 @@ class _Look:
             cache, found = self._cache(before), []
             for first in range(0, asked.draws, ROWS):
                 draws = range(first, min(first + ROWS, asked.draws))
-                found.append(self._confidence(row, cache.repeated(len(draws)), draws))
+                found.append(self._confidence(row, cache.repeated(len(draws), len(row)), draws))
             into[candidate] = float(np.concatenate(found).mean())
 
     def _window(

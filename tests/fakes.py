@@ -51,9 +51,11 @@ class FakeEngine:
             eos_token_id=(END,),
         )
         self.config = SimpleNamespace(text=SimpleNamespace(vocab_size=384))
-        self.model = SimpleNamespace(parameters=dict)
+        self.dtype = "float32"
         self.backend = SimpleNamespace(
-            describe=lambda: SimpleNamespace(chip="a chip", name="cpu", notes=("do this",))
+            describe=lambda: SimpleNamespace(
+                chip="a chip", name="cpu", notes=("do this",), memory_bytes=8_000_000_000
+            )
         )
 
     def stream(
@@ -65,8 +67,11 @@ class FakeEngine:
         cancel: threading.Event | None = None,
         tools: Any = None,
         thinking: bool = False,
+        constraint: Any = None,
+        prefix: Any = None,
     ) -> Iterator[Event]:
         asked = {"messages": [*messages], "tools": tools, "thinking": thinking}
+        asked |= {"constraint": constraint, "prefix": prefix}
         self.asked.append(asked | {"settings": settings, "seed": seed})
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):

@@ -361,7 +361,7 @@ def test_models(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     assert cli.main(["models", "list"]) == 0
     assert capsys.readouterr().out.startswith("nano  ")
     assert cli.main(["models", "show", "nano"]) == 0
-    assert "fits here   yes, up to" in capsys.readouterr().out
+    assert "here        fits, up to" in capsys.readouterr().out
     assert cli.main(["models", "show", "some/repo"]) == 1
     assert "some/repo is not on this machine" in capsys.readouterr().err
 

@@ -327,7 +327,7 @@ def test_a_full_disk_changes_nothing(
     def fail(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dg_mlx.cli.edit.sync", fail)
+    monkeypatch.setattr("dg_mlx.cli.files.sync", fail)
     assert edit(file, "--lines", "1", "--write") == 1
     assert "cannot be written (No space left on device), and is as it was" in one_line(capsys)
     assert file.read_bytes() == ODD

@@ -1,45 +1,40 @@
-"""`dg-mlx chat`: a conversation in plain text, in a terminal or through a pipe."""
+"""`dg-mlx chat`: a conversation, in a terminal or through a pipe."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import signal
+import os
 import sys
-import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dg_mlx.errors import DGError, SettingsError
-from dg_mlx.events import Committed, Done, Draft, Prefilled, Stats
-from dg_mlx.settings import GenerationSettings
+from dg_mlx.errors import SettingsError
+from dg_mlx.presets import preset
 
-from .input import LineInput, PipeInput
-from .options import add_model, add_settings, media_part, open_engine, settings_from, user_message
-from .terminal import empty_answer, harmless, note, stats_line, write
+from .input import PipeInput, prompt_text
+from .loading import Loading
+from .options import DEFAULT_MODEL, add_model, add_settings, changes_from, open_engine
+from .screen import Screen
 
 if TYPE_CHECKING:
-    from dg_mlx.engine import Engine
+    from dg_mlx.conversation import Conversation, Store
+
+    from .session import Session
 
 _EXAMPLES = """
-Through a pipe, a blank line ends a turn and a line that starts with / is a command.
+In a terminal, the canvas is drawn while it settles: noise dim, likely tokens underlined, settled
+ones plain (bold when new), what is noise again struck, what is held fixed reversed. NO_COLOR leaves
+colours out. Through a pipe, a blank line ends a turn and a line that starts with / is a command.
+
+Conversations in a terminal are saved as you go (docs/conversations.md); /load opens them.
 
 examples:
   dg-mlx chat --model nano
   dg-mlx chat --model google/diffusiongemma-26B-A4B-it --think
+  dg-mlx chat "summarise" < notes.txt
   dg-mlx chat --model nano < puzzles.txt
 """
-
-_HELP = """\
-/reset         forget the conversation
-/seed N        seed of the noise, for the turns that follow
-/steps N       most denoising steps per block
-/image PATH    a picture for the next turn
-/think on|off  let the model think first
-/stats         what the last answer cost
-/help  /exit
-A line ending in \\ goes on on the next one; pasted lines stay together. Ctrl-C stops an answer,
-Ctrl-D leaves."""
 
 _PUZZLE = "A 1.3.\nB .41.\nC ....\nD ..21"
 
@@ -47,186 +42,112 @@ _PUZZLE = "A 1.3.\nB .41.\nC ....\nD ..21"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     parser.epilog = _EXAMPLES
+    parser.add_argument("prompt", nargs="?", help="answer this, with what is piped in, and leave")
+    parser.add_argument(
+        "--no-canvas", action="store_true", help="plain text per block, even in a terminal"
+    )
+    parser.add_argument("--no-save", action="store_true", help="keep the conversation in memory")
+    parser.add_argument(
+        "--continue", dest="go_on", action="store_true", help="go on with the last conversation"
+    )
+    parser.add_argument(
+        "--cache-dir", metavar="FOLDER", help="keep what long prompts were read as, for other days"
+    )
     add_model(parser)
     add_settings(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Talk until the input ends."""
-    engine = open_engine(args)
-    chat = Chat(engine, settings=settings_from(args, engine.settings), seed=args.seed)
-    chat.thinking, chat.system = args.think, args.system
-    interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    source: LineInput | PipeInput = LineInput() if interactive else PipeInput(sys.stdin)
-    if interactive:
-        _greet(engine)
-    while (text := source.read()) is not None and chat.take(text):
-        pass
-    return 0 if interactive else chat.failed
+    preset(args.preset)  # raises
+    once = args.prompt is not None
+    interactive = sys.stdin.isatty() and sys.stdout.isatty() and not once
+    text = prompt_text(args.prompt, verb="chat") if once else ""
+    # Before the model loads: what is typed meanwhile must not be taken for the terminal's answer.
+    screen = Screen(canvas=not args.no_canvas)
+    if args.model is None:
+        from .choice import choose_model
+
+        args.model = choose_model(input if interactive else None)
+    session = _session(args, screen, save=interactive)
+    try:
+        if once:
+            session.take(text) if not text.startswith("/") else session.say(text)
+            return session.failed
+        read = _keyboard(session) if interactive else PipeInput(sys.stdin).read
+        if interactive:
+            _greet(args.model)
+        while (typed := read()) is not None and session.take(typed):
+            pass
+        return 0 if interactive else session.failed
+    finally:
+        session.close()
 
 
-def _greet(engine: Engine) -> None:
-    device = engine.backend.describe()
-    print(f"dg-mlx on {device.chip} ({device.name}). /help lists commands, Ctrl-D leaves.")
-    for line in device.notes:
-        note(line)
-    if engine.config.text.vocab_size < 1000:  # nano's: too small for anything but its puzzles
-        from mlx.utils import tree_flatten
+def _session(args: argparse.Namespace, screen: Screen, *, save: bool) -> Session:
+    from dg_mlx.conversation import Conversation, Store
 
-        numbers = sum(array.size for _, array in tree_flatten(engine.model.parameters()))
+    from .session import Session
+
+    def load(name: str) -> Loading:
+        named = argparse.Namespace(**{**vars(args), "model": name})
+        return Loading(name, lambda: open_engine(named))
+
+    store = None if args.no_save else Store()
+    if args.go_on:
+        conversation = _last(store)
+        conversation.model = args.model
+    elif save and store is not None:
+        conversation = store.create(system=args.system or "", model=args.model)
+    else:
+        conversation = Conversation(system=args.system or "", model=args.model)
+    return Session(
+        load(args.model),
+        screen,
+        store=store,
+        conversation=conversation,
+        changes=changes_from(args),
+        preset=args.preset,
+        seed=args.seed,
+        thinking=args.think,
+        load=load,
+        cache=None if args.cache_dir is None else Path(args.cache_dir).expanduser(),
+    )
+
+
+def _last(store: Store | None) -> Conversation:
+    """The conversation that changed last. Raises `SettingsError` and `StoreError`."""
+    if store is None:
+        raise SettingsError("--continue needs saved conversations; drop --no-save.")
+    found = [summary for summary in store.list() if not summary.problem]
+    if not found:
+        raise SettingsError("there is no conversation to go on with; drop --continue.")
+    return store.load(found[0].id)
+
+
+def _keyboard(session: Session) -> Callable[[], str | None]:
+    """A line editor, which also edits for the session."""
+    from dg_mlx.conversation import data_folder
+
+    from .keyboard import Keyboard
+
+    keyboard = Keyboard(
+        session.status, history=data_folder() / "history", colours="NO_COLOR" not in os.environ
+    )
+    session.ask = lambda text: keyboard.read(default=text)
+    return lambda: keyboard.read(ready=session.check)
+
+
+def _greet(name: str) -> None:
+    """Who this is; without waiting for it."""
+    from dg_mlx.config import ModelConfig
+    from dg_mlx.hub import bundled_folder
+    from dg_mlx.plan import parameters
+
+    print("dg-mlx: /help lists commands, Ctrl-D leaves.")
+    if name == DEFAULT_MODEL:
+        numbers = parameters(ModelConfig.load(bundled_folder(name)))
         print(
             f"This is nano: a toy of {numbers / 1e6:.1f} million parameters, not the 26B. It "
             f"solves Sudoku; paste one, then press Enter:\n\n{_PUZZLE}\n"
         )
-
-
-class Chat:
-    """The conversation so far, and what the commands change."""
-
-    def __init__(self, engine: Engine, *, settings: GenerationSettings, seed: int = 0) -> None:
-        self.engine, self.settings, self.seed = engine, settings, seed
-        self.messages: list[dict[str, Any]] = []
-        self.system: str | None = None
-        self.thinking = False
-        self.failed = 0
-        """1 once a turn or a command failed: the exit code when nobody is watching."""
-        self._images: list[dict[str, Any]] = []
-        self._stats: Stats | None = None
-
-    def take(self, text: str) -> bool:
-        """Handle one input: a command, or a turn. False: leave."""
-        try:
-            if text.startswith("/"):
-                name, _, value = text.strip().partition(" ")
-                return self._command(name, value.strip())
-            if text.strip():
-                self._turn(text)
-        except DGError as error:
-            self.failed = 1
-            note(" ".join(str(error).split()))
-        return True
-
-    def _command(self, name: str, value: str) -> bool:
-        match name:
-            case "/exit" | "/quit":
-                return False
-            case "/help":
-                print(_HELP)
-            case "/reset":
-                self.messages, self._images = [], []
-                print("(the conversation is forgotten)")
-            case "/seed":
-                self.seed = _number(name, value)
-            case "/steps":
-                self.settings = self.settings.replace(max_denoising_steps=_number(name, value))
-            case "/image":
-                self._images.append(media_part("image", value))
-                print("(the picture goes with your next turn)")
-            case "/think":
-                if value not in ("on", "off"):
-                    raise SettingsError(f"/think is {value!r}; say /think on or /think off.")
-                self.thinking = value == "on"
-            case "/stats":
-                print(stats_line(self._stats) if self._stats else "(no answer yet)")
-            case _:
-                raise SettingsError(f"there is no command {name}; /help lists them.")
-        return True
-
-    def _turn(self, text: str) -> None:
-        """Ask and print the answer; both stay in the conversation if there is one."""
-        message = user_message(text, self._images)
-        self._images = []
-        head = [] if self.system is None else [{"role": "system", "content": self.system}]
-        answer, reason = self._answer([*head, *self.messages, message])
-        if answer.strip():
-            self.messages += [message, {"role": "assistant", "content": answer}]
-        if reason == "cancelled":
-            note("stopped" if answer else "stopped; the turn is forgotten")
-
-    def _answer(self, messages: list[dict[str, Any]]) -> tuple[str, str]:
-        """Stream one answer. Returns its text and why it ended."""
-        cancel = threading.Event()
-        progress = _Progress()
-        text = thought = ""
-        with _ctrl_c_sets(cancel):
-            for event in self.engine.stream(
-                messages,
-                settings=self.settings,
-                seed=self.seed,
-                cancel=cancel,
-                thinking=self.thinking,
-            ):
-                match event:
-                    case Prefilled():
-                        progress.show("prompt read")
-                    case Draft():
-                        progress.draft(event)
-                    case Committed():
-                        progress.clear()
-                        if event.thought:
-                            write(event.thought, sys.stderr)
-                        write(event.text)
-                        text, thought = text + event.text, thought + event.thought
-                    case Done(reason=reason, stats=stats):
-                        progress.clear()
-                        self._stats = stats
-        if text and not text.endswith("\n"):
-            write("\n")
-        if not text.strip() and reason != "cancelled":
-            note(empty_answer(reason, thought))
-        return text, reason
-
-
-def _number(name: str, value: str) -> int:
-    if not value.isdecimal():
-        raise SettingsError(f"{name} is {value!r}; it must be a whole number: {name} 7.")
-    return int(value)
-
-
-@contextlib.contextmanager
-def _ctrl_c_sets(cancel: threading.Event) -> Iterator[None]:
-    """Ctrl-C asks the answer to stop; a second one, while it does, interrupts the program."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum: int, frame: object) -> None:
-        if cancel.is_set():
-            raise KeyboardInterrupt
-        cancel.set()
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-class _Progress:
-    """One line that says how far the canvas is; on a terminal only."""
-
-    def __init__(self) -> None:
-        self._on = sys.stdout.isatty()
-        self._shown = False
-
-    def draft(self, event: Draft) -> None:
-        """Block, step, and how many positions settled in it."""
-        settled = int(event.accepted.sum())
-        self.show(
-            f"block {event.block + 1} · step {event.step}/{event.max_steps} · "
-            f"settled {settled}/{len(event.accepted)}"
-        )
-
-    def show(self, line: str) -> None:
-        """Replace the line."""
-        if self._on:
-            sys.stdout.write(f"\r\x1b[2K{harmless(line)}")
-            sys.stdout.flush()
-            self._shown = True
-
-    def clear(self) -> None:
-        """Take it away."""
-        if self._shown:
-            sys.stdout.write("\r\x1b[2K")
-            sys.stdout.flush()
-            self._shown = False

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dg_mlx.canvas.edit import read_text
 from dg_mlx.errors import PromptError
 
-from .edit import stdin
+from .files import STDIN, read, stdin
 from .options import add_model, choices_of, json_file, media_part, open_engine, user_message
-from .terminal import write
+from .terminal import Progress, note, write
 
 if TYPE_CHECKING:
     from dg_mlx.decide import Decision, Field
@@ -23,9 +25,13 @@ One pass over a small canvas, from several draws of noise: ± is the standard er
 question may come from stdin, or both: stdin then follows it as its context. Each property of a
 schema must have a few values only: an enum, a const or the type boolean.
 
+With --each every line of a file follows the question, as a prompt of its own; many run together. A
+row per line says what is likeliest.
+
 examples:
   dg-mlx decide "Is this spam? 'You won!'" --choices yes,no
   dg-mlx decide "Is this spam?" --choices yes,no --draws 16 < letter.txt
+  dg-mlx decide "Is this spam?" --choices yes,no --each subjects.txt
   dg-mlx decide "Sort this letter:" --schema fields.json --json < letter.txt
 """
 
@@ -37,9 +43,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     between = parser.add_mutually_exclusive_group(required=True)
     between.add_argument("--choices", metavar="A,B,…", help=r"the answers; \, is a comma in one")
     between.add_argument("--schema", metavar="FILE", help="a JSON Schema: a decision per property")
+    parser.add_argument(
+        "--each", metavar="FILE", help="ask about each line of a text file (UTF-8); - is stdin"
+    )
     for kind, meaning in (("image", "a picture; repeatable"), ("video", "a video; repeatable")):
         parser.add_argument(f"--{kind}", action="append", default=[], metavar="PATH", help=meaning)
-    parser.add_argument("--json", action="store_true", help="the decisions as one JSON object")
+    parser.add_argument("--json", action="store_true", help="as JSON; with --each, a line for each")
     add_model(parser)
     group = parser.add_argument_group("sampling")
     group.add_argument("--system", metavar="TEXT", help="system message")
@@ -54,34 +63,70 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Decide."""
     media = [media_part(kind, path) for kind in ("image", "video") for path in getattr(args, kind)]
-    messages = [{"role": "system", "content": args.system}] if args.system is not None else []
-    messages.append(user_message(_question(args.question, bool(media)), media))
-    asked: dict[str, Any] = {
-        "choices": None if args.choices is None else choices_of(args.choices),
-        "schema": None if args.schema is None else json_file(args.schema),
-    }
-    from dg_mlx.decide import Ballot
+    lines = None if args.each is None else _lines(args.each)
+    question = _question(args, needed=not media and lines is None)
+    from dg_mlx.ballot import Ballot
 
-    Ballot.of(**asked)  # what is wrong with them is said before a model is loaded
+    ballot = Ballot.of(
+        None if args.choices is None else choices_of(args.choices),
+        None if args.schema is None else json_file(args.schema),
+    )
     names = ("draws", "passes")
-    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    how = {name: value for name in names if (value := getattr(args, name)) is not None}
+    how |= {"ballot": ballot, "seed": args.seed}
+    system = [] if args.system is None else [{"role": "system", "content": args.system}]
     engine = open_engine(args)
-    decision = engine.decide(messages, seed=args.seed, **asked, **given)
-    write(_json(decision) if args.json else _shown(decision))
+    if lines is None:
+        decision = engine.decide([*system, user_message(question, media)], **how)
+        write(_json(decision) if args.json else _shown(decision))
+    else:
+        prompts = [[*system, user_message(_joined(question, line), media)] for line in lines]
+        _write_each(lines, engine.decide_all(prompts, **how), as_json=args.json)
     return 0
 
 
-def _question(given: str | None, has_media: bool) -> str:
+def _write_each(lines: list[str], decisions: Iterator[Decision], *, as_json: bool) -> None:
+    """A row for each line, as they are decided."""
+    done, count = 0, len(lines)
+    with Progress() as progress:
+        try:
+            for line, decision in zip(lines, decisions, strict=True):
+                done += 1
+                progress.show("")
+                write(_json(decision, line=done, text=line) if as_json else _row(decision, line))
+                progress.show(f"{done} of {count} lines")
+        except KeyboardInterrupt:
+            progress.show("")
+            note(f"stopped after {done} of {count} lines")
+            raise
+
+
+def _lines(name: str) -> list[str]:
+    """The lines of a file, without empty ones at its end. Raises `EditError` and `PromptError`."""
+    source = read(name)
+    lines = [line.removesuffix("\r") for line in source.text.rstrip("\r\n").split("\n")]
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            what = f"line {number} of {source.name} is" if len(lines) > 1 else f"{source.name} is"
+            raise PromptError(f"{what} empty; write one text per line.")
+    return lines
+
+
+def _question(args: argparse.Namespace, *, needed: bool) -> str:
     """The argument, what is piped in, or both. Raises `PromptError` without either."""
-    watched = sys.stdin is None or sys.stdin.isatty()
+    watched = args.each == STDIN or sys.stdin is None or sys.stdin.isatty()
     piped = "" if watched else read_text(stdin(), "stdin")
-    parts = [part for part in (given or "", piped.rstrip("\n")) if part.strip()]
-    if not parts and not has_media:
+    question = _joined(args.question or "", piped.rstrip("\n"))
+    if needed and not question:
         raise PromptError('there is no question; write one: dg-mlx decide "…", or pipe it in.')
-    return "\n\n".join(parts)
+    return question
 
 
-def _json(decision: Decision) -> str:
+def _joined(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part.strip())
+
+
+def _json(decision: Decision, **about: Any) -> str:
     """NaN is no JSON: the error of a single draw is null."""
 
     def plain(field: Field) -> dict[str, Any]:
@@ -94,13 +139,13 @@ def _json(decision: Decision) -> str:
         }
 
     fields = {name: plain(field) for name, field in decision.fields.items()}
-    found = {"fields": fields, "seconds": decision.seconds}
+    found = {**about, "fields": fields, "seconds": decision.seconds}
     return json.dumps(found, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _shown(decision: Decision) -> str:
     """A table per field; the only field of plain choices needs no name."""
-    from dg_mlx.decide import ANSWER
+    from dg_mlx.ballot import ANSWER
 
     fields = decision.fields
     if list(fields) == [ANSWER]:
@@ -118,10 +163,30 @@ def _rows(field: Field) -> list[str]:
     width = max(map(len, labels.values()))
     rows = []
     for option in order:
-        error = field.errors[option]
-        spread = "" if math.isnan(error) else f" ± {error:.2f}"
-        rows.append(f"{labels[option]:{width}}  {field.probabilities[option]:.2f}{spread}")
+        rows.append(f"{labels[option]:{width}}  {_chance(field, option)}")
     return [*rows, f"entropy {field.entropy:.2f} nats"]
+
+
+def _row(decision: Decision, text: str) -> str:
+    """The likeliest option of each field, and the text; on a terminal as much of it as fits."""
+    from dg_mlx.ballot import ANSWER
+
+    parts = []
+    for name, field in decision.fields.items():
+        width = max(map(len, map(_one_line, field.probabilities)))
+        label = "" if name == ANSWER and len(decision.fields) == 1 else f"{_one_line(name)} "
+        parts.append(f"{label}{_one_line(field.best):{width}}  {_chance(field, field.best)}")
+    row = "  ".join([*parts, text])
+    if sys.stdout.isatty():
+        most = shutil.get_terminal_size().columns
+        row = row if len(row) <= most else row[: most - 1] + "…"
+    return row + "\n"
+
+
+def _chance(field: Field, option: str) -> str:
+    """Probability and standard error."""
+    error = field.errors[option]
+    return f"{field.probabilities[option]:.2f}" + ("" if math.isnan(error) else f" ± {error:.2f}")
 
 
 def _one_line(text: str) -> str:

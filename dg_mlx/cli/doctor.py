@@ -20,6 +20,7 @@ from .fits import (
     candidate,
     candidates,
     context_limit,
+    fit,
     loaded_bytes,
     machine,
     package_version,
@@ -136,9 +137,8 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _print_model(model: dict[str, Any]) -> None:
-    largest = model["largest_context"]
-    fit = f"fits, up to {largest:,} tokens of context" if largest else "does not fit"
-    print(f"{model['name']}  ({size(model['stored_bytes'])} stored): {fit}")
+    stored = size(model["stored_bytes"])
+    print(f"{model['name']}  ({stored} stored): {fit(model['largest_context'])}")
     columns = ("context", "weights", "cache", "step", "prefill", "vision", "total")
     print("  " + "".join(f"{name:>16}" for name in columns) + "  fits")
     for row in model["plans"]:

@@ -5,27 +5,23 @@ from __future__ import annotations
 import argparse
 import difflib
 import io
-import os
-import stat
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from itertools import count
-from pathlib import Path
-from typing import Any
 
 from dg_mlx.canvas import edit as spans
 from dg_mlx.canvas.edit import Span
-from dg_mlx.disk import sync
-from dg_mlx.errors import EditError, PromptError, SettingsError
-from dg_mlx.events import Draft, Event, Prefilled
+from dg_mlx.errors import PromptError, SettingsError
 
-from .options import add_model, add_settings, open_engine, settings_from
-from .terminal import note, write
-
-BOM = "\ufeff"
-STDIN = "-"
+from .files import BOM, Source, read, replace
+from .options import (
+    HELD,
+    add_model,
+    add_settings,
+    check_held,
+    check_length,
+    open_engine,
+    settings_from,
+)
+from .terminal import Progress, note, write_bytes
 
 _EXAMPLES = r"""
 Spans may be combined: all of them are rewritten, nothing else is. Without --diff, --write or
@@ -39,13 +35,6 @@ examples:
   printf 'A 1234\nB 3412\nC 2141\nD 4321\n' |
     dg-mlx edit - --model nano --lines 3 --instruction "Solve:"
 """
-
-# Options of `add_settings` that change nothing where a text is held → why.
-_NO_EFFECT = {
-    "max_new_tokens": ("--max-tokens", "the text around them says how long the answer is"),
-    "think": ("--think", "the answer is the text itself"),
-    "system": ("--system", "say it in --instruction"),
-}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -75,12 +64,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--check", action="store_true", help="write nothing; exit 1 if it would change"
     )
     add_model(parser)
-    add_held_settings(parser)
+    add_settings(parser, without=HELD)
 
 
 def run(args: argparse.Namespace) -> int:
     """Edit."""
-    check_held_settings(args)
+    check_held(args)
     _check(args)
     source = read(args.file)
     if args.write:
@@ -99,70 +88,10 @@ def run(args: argparse.Namespace) -> int:
             backup = replace(source, before, after)
             note(f"wrote {source.name}; its old text is in {backup}")
     elif args.diff:
-        show("".join(_diff(source, new)).encode())
+        write_bytes("".join(_diff(source, new)).encode())
     else:
-        show(after)
+        write_bytes(after)
     return 0
-
-
-# What is read ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """A text, and where it is from."""
-
-    name: str
-    path: Path | None
-    """None: stdin."""
-    text: str
-    """Without a byte order mark."""
-    marked: bool
-    """The bytes begin with a byte order mark."""
-
-    def bytes_of(self, text: str) -> bytes:
-        """The bytes that the file has with this text in it."""
-        return ((BOM if self.marked else "") + text).encode()
-
-    def require_writable(self) -> None:
-        """Raise `EditError` where the file cannot be replaced."""
-        if self.path is None:
-            raise EditError("--write needs a file, and - is stdin; name one, or drop --write.")
-        if not self.path.is_file():
-            raise EditError(f"{self.name} is not a regular file; drop --write.")
-        if not os.access(self.path, os.W_OK) or not os.access(self.path.parent, os.W_OK):
-            raise EditError(
-                f"{self.name} or its folder may not be written; change that, or drop --write."
-            )
-
-
-def read(name: str) -> Source:
-    """The text of a file, or of stdin for "-". Raises `EditError`."""
-    if name == STDIN:
-        return _source("stdin", None, stdin())
-    # A link stays one: what it leads to is read and written.
-    path = Path(os.path.realpath(os.path.expanduser(name)))
-    try:
-        return _source(name, path, path.read_bytes())
-    except FileNotFoundError:
-        raise EditError(f"there is no file {name!r}; check the path.") from None
-    except IsADirectoryError:
-        raise EditError(f"{name} is a folder; name a file in it.") from None
-    except OSError as error:
-        raise EditError(f"{name} cannot be read ({error.strerror}); change that.") from None
-
-
-def stdin() -> bytes:
-    """What is piped in."""
-    try:
-        return b"" if sys.stdin is None else sys.stdin.buffer.read()
-    except OSError:
-        return b""  # closed
-
-
-def _source(name: str, path: Path | None, data: bytes) -> Source:
-    text = spans.read_text(data, name)
-    return Source(name=name, path=path, text=text.removeprefix(BOM), marked=text.startswith(BOM))
 
 
 def _spans(args: argparse.Namespace, source: Source) -> list[Span]:
@@ -191,15 +120,6 @@ def _check(args: argparse.Namespace) -> None:
     check_length(args.length)
     if args.draws is not None and (strength < 1 or args.length is not None):
         raise SettingsError("--draws finds lengths, and here they are given; drop it.")
-
-
-def check_length(length: int | None) -> None:
-    """Raise `SettingsError` for what no text can have."""
-    if length is not None and length < 1:
-        raise SettingsError(f"--length is {length}; it must be 1 or more.")
-
-
-# What the model does -----------------------------------------------------------------------------
 
 
 def _new_text(args: argparse.Namespace, source: Source, chosen: list[Span]) -> str:
@@ -235,63 +155,6 @@ def _assert_kept(source: Source, chosen: list[Span], before: bytes, after: bytes
     assert at <= end
 
 
-def add_held_settings(parser: argparse.ArgumentParser) -> None:
-    """Those of `add_settings` that matter where everything but holes is held."""
-    add_settings(parser)
-    for action in parser._actions:
-        if action.dest in _NO_EFFECT:
-            action.help = argparse.SUPPRESS
-
-
-def check_held_settings(args: argparse.Namespace) -> None:
-    """Raise `SettingsError` for the others."""
-    for name, (option, why) in _NO_EFFECT.items():
-        if getattr(args, name) not in (None, False):
-            raise SettingsError(f"{option} does not change how holes are filled ({why}); drop it.")
-
-
-class Progress:
-    """One line on stderr that says how far the canvas is; on a terminal only."""
-
-    def __init__(self) -> None:
-        self._on = sys.stderr.isatty()
-        self._parts = 0
-
-    def __enter__(self) -> Progress:
-        self._show("reading")
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._show("")
-
-    def event(self, event: Event) -> None:
-        """Block and step."""
-        match event:
-            case Prefilled():
-                self._parts += 1
-            case Draft(block=block, step=step, max_steps=most):
-                part = f"part {self._parts} · " if self._parts > 1 else ""
-                self._show(f"{part}block {block + 1} · step {step} of at most {most}")
-
-    def _show(self, line: str) -> None:
-        if self._on:
-            sys.stderr.write(f"\r\x1b[2K{line}")
-            sys.stderr.flush()
-
-
-# What is written ---------------------------------------------------------------------------------
-
-
-def show(data: bytes) -> None:
-    """Text to stdout: its very bytes, except on a terminal."""
-    if sys.stdout.isatty():
-        write(spans.plain(data.decode()))
-    else:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(data)
-        sys.stdout.flush()
-
-
 def _diff(source: Source, new: str) -> Iterator[str]:
     """A unified diff, as `patch` takes it."""
     mark = BOM if source.marked else ""
@@ -299,55 +162,3 @@ def _diff(source: Source, new: str) -> Iterator[str]:
     before, after = (list(io.StringIO(mark + text, newline="\n")) for text in (source.text, new))
     for line in difflib.unified_diff(before, after, source.name, source.name):
         yield line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
-
-
-def replace(source: Source, before: bytes, after: bytes) -> Path:
-    """Write the file, whole or not at all. Returns where the old bytes are. Raises `EditError`."""
-    path = source.path
-    assert path is not None
-    try:
-        if path.read_bytes() != before:
-            raise EditError(
-                f"{source.name} was changed by another program meanwhile; run it again."
-            )
-        backup = _backup(path, before)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with _created(part, after, like=path):
-            part.replace(path)
-        sync(path.parent)
-    except OSError as error:
-        raise EditError(
-            f"{source.name} cannot be written ({error.strerror}), and is as it was; change that."
-        ) from None
-    return backup
-
-
-def _backup(path: Path, data: bytes) -> Path:
-    """FILE.bak, or FILE.bak.1 and so on: the first that is free, or has these bytes already."""
-    for number in count():
-        backup = path.with_name(f"{path.name}.bak" + (f".{number}" if number else ""))
-        try:
-            with _created(backup, data, like=path):
-                return backup
-        except FileExistsError:
-            if backup.is_file() and backup.read_bytes() == data:
-                return backup
-    raise AssertionError("numbers do not end")
-
-
-@contextmanager
-def _created(path: Path, data: bytes, *, like: Path) -> Iterator[None]:
-    """A new file on the disk, with the mode and the owner of another; gone if anything fails."""
-    # Nobody else reads it before it has its mode.
-    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        try:
-            file.write(data)
-            file.flush()
-            with suppress(OSError):  # only root gives files away
-                os.fchown(file.fileno(), like.stat().st_uid, like.stat().st_gid)
-            os.fchmod(file.fileno(), stat.S_IMODE(like.stat().st_mode))
-            sync(path)
-            yield
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise

@@ -20,6 +20,8 @@ from dg_mlx.plan import (
     weight_bytes,
 )
 
+from .terminal import size
+
 RESERVED_SHARE = 0.1
 """Share of the memory left to the system and to what a plan does not count."""
 
@@ -130,6 +132,18 @@ def context_limit(found: Candidate, here: Machine) -> int:
         itemsize=here.itemsize,
         unpacks=found.packed and here.unpacks,
     )
+
+
+def fit(largest: int) -> str:
+    """Whether a checkpoint of this `context_limit` fits, in words."""
+    return f"fits, up to {largest:,} tokens of context" if largest else "does not fit"
+
+
+def verdict(found: Candidate, here: Machine) -> str:
+    """Whether a checkpoint fits, in words."""
+    weights = size(loaded_bytes(found, here.itemsize))
+    room = f"({weights} of weights, {size(here.usable_bytes)} for a model)"
+    return f"{fit(context_limit(found, here))} {room}"
 
 
 def package_version(name: str) -> str | None:

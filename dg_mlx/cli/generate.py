@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dg_mlx.errors import PromptError, SettingsError
 from dg_mlx.events import Committed, Done, Event, Reply, Stats, collect
 
+from .input import prompt_text
 from .options import (
     add_constraint,
     add_model,
@@ -75,7 +76,9 @@ def run(args: argparse.Namespace) -> int:
     media = [media_part("image", p) for p in args.image]
     media += [media_part("video", p) for p in args.video]
     messages = [{"role": "system", "content": args.system}] if args.system is not None else []
-    messages.append(user_message(_prompt(args.prompt, bool(media)), media))
+    messages.append(
+        user_message(prompt_text(args.prompt, verb="generate", optional=bool(media)), media)
+    )
     tools = None if args.tools is None else _tools(args.tools)
     pins, constraint = pins_from(args), constraint_from(args)
     engine = open_engine(args)
@@ -146,25 +149,6 @@ def _finish(reply: Reply, args: argparse.Namespace, processor: Processor) -> Non
             write("\n")
     for call in reply.tool_calls:
         write(json.dumps(call, ensure_ascii=False) + "\n")
-
-
-def _prompt(given: str | None, has_media: bool) -> str:
-    """The prompt argument, what is piped in, or both. Raises `PromptError` without either."""
-    stdin = sys.stdin
-    piped = "" if stdin is None or stdin.isatty() else _read(stdin)
-    parts = [part for part in (given or "", piped.rstrip("\n")) if part.strip()]
-    if not parts and not has_media:
-        raise PromptError('there is no prompt; write one: dg-mlx generate "…", or pipe it in.')
-    return "\n\n".join(parts)
-
-
-def _read(stream: Any) -> str:
-    try:
-        return str(stream.read())
-    except UnicodeDecodeError:
-        raise PromptError("stdin is not UTF-8 text; pass pictures with --image.") from None
-    except OSError:
-        return ""  # closed
 
 
 def _tools(path: str) -> list[dict[str, Any]]:

@@ -14,18 +14,18 @@ from dg_mlx.canvas.edit import Span
 from dg_mlx.errors import PromptError, SettingsError
 from dg_mlx.events import collect
 
-from .edit import (
-    STDIN,
-    Progress,
-    Source,
-    add_held_settings,
-    check_held_settings,
-    check_length,
-    read,
-    show,
-)
+from .files import STDIN, Source, read
 from .generate import stats_json
-from .options import add_model, open_engine, settings_from
+from .options import (
+    HELD,
+    add_model,
+    add_settings,
+    check_held,
+    check_length,
+    open_engine,
+    settings_from,
+)
+from .terminal import Progress, write_bytes
 
 if TYPE_CHECKING:
     from dg_mlx.infill import Gap
@@ -70,12 +70,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--lengths", action="store_true", help="write what was tried, and its scores, to stderr"
     )
     add_model(parser)
-    add_held_settings(parser)
+    add_settings(parser, without=HELD)
 
 
 def run(args: argparse.Namespace) -> int:
     """Fill the holes."""
-    check_held_settings(args)
+    check_held(args)
     if args.mark == "":
         raise PromptError("--mark is empty; give the text that marks a hole.")
     from dg_mlx.infill import DRAWS, MARK, plan, split
@@ -105,10 +105,10 @@ def run(args: argparse.Namespace) -> int:
         print(_table(asked.lengths), file=sys.stderr)
     if args.json:
         stats = stats_json(collect(events).stats)
-        show(_json(filled, fills, asked.lengths, stats).encode())
+        write_bytes(_json(filled, fills, asked.lengths, stats).encode())
     else:
         ending = "\n" if args.text is not None and not filled.endswith("\n") else ""
-        show(source.bytes_of(filled + ending))
+        write_bytes(source.bytes_of(filled + ending))
     return 0
 
 

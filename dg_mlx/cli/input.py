@@ -1,48 +1,11 @@
-"""What the user types, pastes or pipes in, one turn at a time."""
+"""What is piped in: a prompt, or one turn after another."""
 
 from __future__ import annotations
 
-import select
 import sys
-from contextlib import suppress
 from typing import TextIO
 
 from dg_mlx.errors import PromptError
-
-from .terminal import note
-
-PASTE_S = 0.05
-"""Lines that follow within this time were pasted together."""
-
-
-class LineInput:
-    """A terminal: line editing and history where Python has them; a paste is one turn."""
-
-    def __init__(self) -> None:
-        with suppress(ImportError):  # not everywhere
-            import readline
-
-            readline.set_history_length(1000)
-
-    def read(self) -> str | None:
-        """The next turn; None at its end (Ctrl-D)."""
-        try:
-            lines = [input("> ")]
-            while True:
-                if lines[-1].endswith("\\"):
-                    lines[-1] = lines[-1][:-1]
-                    lines.append(input(". "))
-                elif _pending():
-                    lines.append(input())
-                else:
-                    return "\n".join(lines).strip("\n")
-        except EOFError:
-            print()
-            return None
-        except KeyboardInterrupt:
-            print()
-            note("/exit or Ctrl-D leaves")
-            return ""
 
 
 class PipeInput:
@@ -78,8 +41,23 @@ class PipeInput:
         return line.rstrip("\r\n") if line else None
 
 
-def _pending() -> bool:
-    """Whether more input is there already: a person does not type that fast."""
-    with suppress(OSError, ValueError):
-        return bool(select.select([sys.stdin], [], [], PASTE_S)[0])
-    return False
+def prompt_text(given: str | None, *, verb: str, optional: bool = False) -> str:
+    """The prompt argument, what is piped in, or both. Raises `PromptError` without either.
+
+    `optional`: there are pictures, so that text need not be.
+    """
+    stdin = sys.stdin
+    piped = "" if stdin is None or stdin.isatty() else _read(stdin)
+    parts = [part for part in (given or "", piped.rstrip("\n")) if part.strip()]
+    if not parts and not optional:
+        raise PromptError(f'there is no prompt; write one: dg-mlx {verb} "…", or pipe it in.')
+    return "\n\n".join(parts)
+
+
+def _read(stream: TextIO) -> str:
+    try:
+        return stream.read()
+    except UnicodeDecodeError:
+        raise PromptError("stdin is not UTF-8 text; pass pictures with --image.") from None
+    except OSError:
+        return ""  # closed

@@ -10,7 +10,7 @@ from dg_mlx.config import ModelConfig
 from dg_mlx.errors import HubError
 from dg_mlx.plan import parameters
 
-from .fits import candidate, context_limit, machine
+from .fits import candidate, machine, verdict
 from .terminal import size
 
 _EXAMPLES = """
@@ -58,7 +58,6 @@ def _show(name: str) -> None:
     config = ModelConfig.load(folder)
     text, packing = config.text, config.quantization
     found = candidate(name, folder)
-    context = context_limit(found, machine())
     full = sum(text.is_full(i) for i in range(text.num_hidden_layers))
     packed = f"{packing.bits} bits ({packing.mode})" if packing else "not quantised"
     rows = {
@@ -71,7 +70,7 @@ def _show(name: str) -> None:
         "canvas": f"{config.canvas_length} tokens",
         "context": f"{text.max_position_embeddings} tokens, window {text.sliding_window}",
         "pictures": "yes" if config.vision else "no",
-        "fits here": f"yes, up to {context} tokens of context" if context else "no",
+        "here": verdict(found, machine()),
     }
     for key, value in rows.items():
         print(f"{key:10}  {value}")

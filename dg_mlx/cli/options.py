@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dg_mlx.errors import ConstraintError, MediaError, PinError
+from dg_mlx.errors import ConstraintError, MediaError, PinError, SettingsError
+from dg_mlx.presets import DEFAULT, PRESETS, preset
 from dg_mlx.settings import GenerationSettings
 
 from .terminal import note
@@ -19,8 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "nano"
 
-# Option → the setting it changes, its type, and what it means.
-_SETTINGS: dict[str, tuple[str, type, str]] = {
+SETTINGS: dict[str, tuple[str, type, str]] = {
     "--max-tokens": ("max_new_tokens", int, "longest answer, in tokens"),
     "--steps": ("max_denoising_steps", int, "most denoising steps per block"),
     "--canvas": ("canvas_length", int, "tokens that are denoised together"),
@@ -30,6 +31,14 @@ _SETTINGS: dict[str, tuple[str, type, str]] = {
     "--confidence-threshold": ("confidence_threshold", float, "stop below this mean entropy"),
     "--stability-threshold": ("stability_threshold", int, "stop after this many equal guesses"),
 }
+"""Option → the setting it changes, its type, and what it means."""
+
+HELD = {
+    "max_new_tokens": ("--max-tokens", "the text around them says how long the answer is"),
+    "think": ("--think", "the answer is the text itself"),
+    "system": ("--system", "say it in --instruction"),
+}
+"""Settings that change nothing where all of a text but holes is held: option and why."""
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -54,15 +63,38 @@ def add_device(parser: argparse._ActionsContainer, dtype: str = "the backend's")
     parser.add_argument("--offline", action="store_true", help="use what is in the cache only")
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """How to sample. What is not given is the checkpoint's own."""
+def add_settings(parser: argparse.ArgumentParser, *, without: Container[str] = ()) -> None:
+    """How to sample. What is not given is the checkpoint's own.
+
+    The help leaves out those in `without`. They are taken all the same, so that what is wrong with
+    them can be said.
+    """
     group = parser.add_argument_group("sampling (default: the checkpoint's own settings)")
-    group.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    group.add_argument("--think", action="store_true", help="let the model think first")
-    group.add_argument("--system", metavar="TEXT", help="system message")
-    for option, (name, kind, meaning) in _SETTINGS.items():
-        metavar = "N" if kind is int else "X"
-        group.add_argument(option, dest=name, type=kind, metavar=metavar, help=meaning)
+
+    def add(option: str, name: str, meaning: str, **how: Any) -> None:
+        meaning = argparse.SUPPRESS if name in without else meaning
+        group.add_argument(option, dest=name, help=meaning, **how)
+
+    add("--seed", "seed", "of the noise (default: 0)", type=int, default=0)
+    add("--think", "think", "let the model think first", action="store_true")
+    add("--system", "system", "system message", metavar="TEXT")
+    add("--preset", "preset", f"settings under a name: {', '.join(PRESETS)}", metavar="NAME",
+        default=DEFAULT)  # fmt: skip
+    for option, (name, kind, meaning) in SETTINGS.items():
+        add(option, name, meaning, type=kind, metavar="N" if kind is int else "X")
+
+
+def check_held(args: argparse.Namespace) -> None:
+    """Raise `SettingsError` for a setting of `HELD` that is given."""
+    for name, (option, why) in HELD.items():
+        if getattr(args, name) not in (None, False):
+            raise SettingsError(f"{option} does not change how holes are filled ({why}); drop it.")
+
+
+def check_length(length: int | None) -> None:
+    """Raise `SettingsError` for what no text can have."""
+    if length is not None and length < 1:
+        raise SettingsError(f"--length is {length}; it must be 1 or more.")
 
 
 def add_constraint(parser: argparse.ArgumentParser) -> None:
@@ -152,10 +184,18 @@ def open_engine(args: argparse.Namespace) -> Engine:
     )
 
 
+def changes_from(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings that options give, by name."""
+    names = (name for name, _, _ in SETTINGS.values())
+    return {n: v for n in names if (v := getattr(args, n)) is not None}
+
+
 def settings_from(args: argparse.Namespace, own: GenerationSettings) -> GenerationSettings:
-    """The checkpoint's settings with the options' changes. Raises `SettingsError`."""
-    names = (name for name, _, _ in _SETTINGS.values())
-    return own.replace(**{n: v for n in names if (v := getattr(args, n)) is not None})
+    """The checkpoint's settings, under the preset and with the options' changes.
+
+    Raises `SettingsError`.
+    """
+    return preset(args.preset).apply(own).replace(**changes_from(args))
 
 
 def media_part(kind: str, path: str) -> dict[str, Any]:

@@ -3,33 +3,11 @@
 from __future__ import annotations
 
 import sys
-import unicodedata
-from typing import TextIO
+from typing import Any, TextIO
 
-from dg_mlx.events import Stats
-
-_KEPT = frozenset("\n\t")
-_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def harmless(text: str) -> str:
-    """Control characters and bidi marks as visible signs: ESC becomes ␛, U+202E becomes <U+202E>.
-
-    So a model's text can neither move the cursor nor show in another order than it has.
-    """
-    return "".join(map(_sign, text))
-
-
-def _sign(char: str) -> str:
-    if char in _KEPT:
-        return char
-    if char < " ":
-        return chr(0x2400 + ord(char))
-    if char == "\x7f":
-        return "␡"
-    if char in _BIDI or unicodedata.category(char) in ("Cc", "Cs"):
-        return f"<U+{ord(char):04X}>"
-    return char
+from dg_mlx.canvas.edit import plain
+from dg_mlx.events import Draft, Event, Prefilled, Stats
+from dg_mlx.signs import harmless
 
 
 def write(text: str, out: TextIO | None = None) -> None:
@@ -39,9 +17,49 @@ def write(text: str, out: TextIO | None = None) -> None:
     out.flush()
 
 
+def write_bytes(data: bytes) -> None:
+    """UTF-8 text to stdout: its very bytes, except on a terminal."""
+    if sys.stdout.isatty():
+        write(plain(data.decode()))
+    else:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+
+
 def note(text: str) -> None:
     """One line about the run, which is not part of the answer."""
     print(f"dg-mlx: {text}", file=sys.stderr, flush=True)
+
+
+class Progress:
+    """One line on stderr that says how far it is; on a terminal only."""
+
+    def __init__(self) -> None:
+        self._on = sys.stderr.isatty()
+        self._parts = 0
+
+    def __enter__(self) -> Progress:
+        self.show("reading")
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.show("")
+
+    def event(self, event: Event) -> None:
+        """Show block and step."""
+        match event:
+            case Prefilled():
+                self._parts += 1
+            case Draft(block=block, step=step, max_steps=most):
+                part = f"part {self._parts} · " if self._parts > 1 else ""
+                self.show(f"{part}block {block + 1} · step {step} of at most {most}")
+
+    def show(self, line: str) -> None:
+        """Put this in the place of the line; nothing clears it."""
+        if self._on:
+            sys.stderr.write(f"\r\x1b[2K{line}")
+            sys.stderr.flush()
 
 
 def size(count: float) -> str:

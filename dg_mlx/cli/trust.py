@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dg_mlx.events import Reply, Trust
-
-from .terminal import harmless
+from dg_mlx.signs import harmless
 
 if TYPE_CHECKING:
     from dg_mlx.processor import Processor, ReplyParser

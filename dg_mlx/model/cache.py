@@ -9,6 +9,9 @@ Legend: B batch, K key/value heads, S entries, D entry size.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import mlx.core as mx
 
 from dg_mlx.config import TextConfig
@@ -49,13 +52,23 @@ class Buffer:
         room = mx.zeros((*seen.shape[:2], STEP, seen.shape[3]), seen.dtype)
         self.array = mx.concatenate([seen[:, :, seen.shape[2] - self.length :], room], axis=2)
 
-    def repeated(self, count: int) -> Buffer:
-        """The final entries, for `count` rows."""
+    def repeated(self, count: int, room: int) -> Buffer:
+        """The final entries, each row `count` times, and room for just `room` more."""
         copy = Buffer()
         copy.length = self.length
         if self.array is not None:
-            copy.array = mx.repeat(self.array[:, :, : self.length], count, axis=0)
+            if self.array.shape[2] < self.length + room:
+                self._grow(self.array, self.length + room)
+            copy.array = mx.repeat(self.array[:, :, : self.length + room], count, axis=0)
         return copy
+
+    def copied(self) -> mx.array | None:
+        """The final entries, in memory of their own; None where there are none."""
+        return None if self.array is None else mx.contiguous(self.array[:, :, : self.length])
+
+    def restore(self, entries: mx.array | None) -> None:
+        """Hold just these entries again."""
+        self.array, self.length = entries, 0 if entries is None else entries.shape[2]
 
     def _grow(self, like: mx.array, entries: int) -> None:
         batch, heads, _, size = like.shape
@@ -89,10 +102,11 @@ class SlidingLayer:
         """Window and canvas, without keeping the canvas."""
         return self.keys.peek(k), self.values.peek(v)
 
-    def repeated(self, count: int) -> SlidingLayer:
-        """A copy for `count` rows."""
+    def repeated(self, count: int, room: int) -> SlidingLayer:
+        """A copy with each row `count` times, and room for `room` tokens."""
         copy = SlidingLayer(self.window)
-        copy.keys, copy.values = self.keys.repeated(count), self.values.repeated(count)
+        copy.keys = self.keys.repeated(count, room)
+        copy.values = self.values.repeated(count, room)
         return copy
 
     @property
@@ -104,7 +118,7 @@ class SlidingLayer:
 class FullLayer:
     """All tokens, keys and values in one entry (see `attention.FullAttention`)."""
 
-    def __init__(self, reserve: int) -> None:
+    def __init__(self, reserve: int = 0) -> None:
         self.reserve = reserve
         self.entries = Buffer()
 
@@ -116,10 +130,10 @@ class FullLayer:
         """Context and canvas, without keeping the canvas."""
         return self.entries.peek(entry, self.reserve)
 
-    def repeated(self, count: int) -> FullLayer:
-        """A copy for `count` rows."""
-        copy = FullLayer(self.reserve)
-        copy.entries = self.entries.repeated(count)
+    def repeated(self, count: int, room: int) -> FullLayer:
+        """A copy with each row `count` times, and room for `room` tokens."""
+        copy = FullLayer()
+        copy.entries = self.entries.repeated(count, room)
         return copy
 
     @property
@@ -128,16 +142,31 @@ class FullLayer:
         return (self.entries,)
 
 
+class Mark(NamedTuple):
+    """A place to which a cache can go back: what its sliding layers held there.
+
+    Full layers lose nothing as they grow, so going back only shortens them.
+    """
+
+    tokens: int
+    sliding: tuple[mx.array | None, ...]
+    """Keys and values, one after another, of each sliding layer."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it keeps."""
+        return sum(array.nbytes for array in self.sliding if array is not None)
+
+
 class Cache:
     """What the model remembers of prompt and committed blocks."""
 
-    def __init__(self, config: TextConfig, reserve: int = 0) -> None:
-        """`reserve`: tokens that are certain to come, allocated at once."""
+    def __init__(self, config: TextConfig) -> None:
         self.tokens = 0
         self.real_BS: mx.array | None = None
         """Real tokens of left-padded prompts; None when nothing is padding."""
         self.layers: list[SlidingLayer | FullLayer] = [
-            FullLayer(reserve) if kind == "full_attention" else SlidingLayer(config.sliding_window)
+            FullLayer() if kind == "full_attention" else SlidingLayer(config.sliding_window)
             for kind in config.layer_types
         ]
 
@@ -152,13 +181,62 @@ class Cache:
             self.real_BS = mx.concatenate([known, new.astype(mx.bool_)], axis=1)
         self.tokens += count
 
-    def repeated(self, count: int) -> Cache:
-        """A copy of a cache of one row, for `count` rows that go on from it."""
+    def repeated(self, count: int, room: int) -> Cache:
+        """A copy with each row `count` times, for canvases of `room` tokens."""
         copy = object.__new__(Cache)
         copy.tokens = self.tokens
         copy.real_BS = None if self.real_BS is None else mx.repeat(self.real_BS, count, axis=0)
-        copy.layers = [layer.repeated(count) for layer in self.layers]
+        copy.layers = [layer.repeated(count, room) for layer in self.layers]
         return copy
+
+    def mark(self) -> Mark:
+        """The place where the cache is now."""
+        found = tuple(buffer.copied() for layer in self._sliding for buffer in layer.buffers)
+        mx.eval([array for array in found if array is not None])
+        return Mark(self.tokens, found)
+
+    def rewind(self, mark: Mark) -> None:
+        """Go back to a place that the cache has come from."""
+        assert self.real_BS is None
+        assert mark.tokens <= self.tokens
+        self.tokens = mark.tokens
+        buffers = (buffer for layer in self._sliding for buffer in layer.buffers)
+        for buffer, entries in zip(buffers, mark.sliding, strict=True):
+            buffer.restore(entries)
+        for layer in self.layers:
+            if isinstance(layer, FullLayer):
+                layer.entries.length = mark.tokens
+
+    def expect(self, tokens: int) -> None:
+        """So many tokens are certain to come: when a buffer must grow, it grows to hold them."""
+        for layer in self.layers:
+            if isinstance(layer, FullLayer):
+                layer.reserve = tokens
+
+    def full(self, tokens: int) -> dict[int, mx.array]:
+        """The first `tokens` entries of each full layer, by the layer's number."""
+        return {
+            number: layer.entries.array[:, :, :tokens]
+            for number, layer in enumerate(self.layers)
+            if isinstance(layer, FullLayer) and layer.entries.array is not None
+        }
+
+    def fill(self, full: Mapping[int, mx.array]) -> None:
+        """Take the entries of full layers that `full` gave; `rewind` does the sliding ones."""
+        for number, array in full.items():
+            layer = self.layers[number]
+            assert isinstance(layer, FullLayer)
+            layer.entries.restore(array)
+            self.tokens = array.shape[2]
+
+    @property
+    def slots(self) -> int:
+        """How many arrays a mark has."""
+        return 2 * len(self._sliding)
+
+    @property
+    def _sliding(self) -> list[SlidingLayer]:
+        return [layer for layer in self.layers if isinstance(layer, SlidingLayer)]
 
     @property
     def arrays(self) -> list[mx.array]:

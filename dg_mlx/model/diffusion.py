@@ -19,6 +19,7 @@ from dg_mlx.config import ModelConfig
 from dg_mlx.plan import CHUNK
 
 from .cache import Cache
+from .features import Features
 from .masks import Masks, VisionAttention, denoise_masks, prefill_masks
 from .media import ImagePatches, Media
 from .text import Decoder
@@ -74,6 +75,10 @@ class DiffusionGemma(nn.Module):
         self.model = Body(config, backend)
         self.config = config
         self.vision_attention = vision_attention
+        self.identity = ""
+        """Which weights these are, for what is kept on disk; empty: nothing is kept."""
+        self.features: Features | None = None
+        """Set: what was said of a picture is kept. Not while the tower learns."""
         self._backend = backend
 
     @property
@@ -83,7 +88,9 @@ class DiffusionGemma(nn.Module):
 
     def new_cache(self, reserve: int = 0) -> Cache:
         """An empty cache; `reserve` tokens are allocated at once when the first arrives."""
-        return Cache(self.config.text, reserve)
+        cache = Cache(self.config.text)
+        cache.expect(reserve)
+        return cache
 
     def prefill(
         self,
@@ -146,15 +153,27 @@ class DiffusionGemma(nn.Module):
         x = self._embed(ids_BC)
         if not images:
             return x
-        index_BC, features, count = np.arange(ids_BC.size).reshape(ids_BC.shape), [], ids_BC.size
-        for run in _runs(images):
-            features.append(self.image_features([image for image, _ in run]).astype(x.dtype))
-            for image, at in run:
-                index_BC[image.row, at : at + image.tokens] = count + np.arange(image.tokens)
-                count += image.tokens
+        features = self._features([image for image, _ in images])
+        index_BC, rows, count = np.arange(ids_BC.size).reshape(ids_BC.shape), [], ids_BC.size
+        for image, at in images:
+            rows.append(features[image.key].astype(x.dtype))
+            index_BC[image.row, at : at + image.tokens] = count + np.arange(image.tokens)
+            count += image.tokens
         # One gather: a slice assignment per picture would copy all the others.
-        rows = mx.concatenate([x.reshape(-1, x.shape[-1]), *features])
-        return rows[mx.array(index_BC)]
+        return mx.concatenate([x.reshape(-1, x.shape[-1]), *rows])[mx.array(index_BC)]
+
+    def _features(self, images: Sequence[ImagePatches]) -> dict[str, mx.array]:
+        """Soft tokens of each picture, by its key: a picture is looked at once."""
+        known = self.features
+        found = {i.key: f for i in images if known and (f := known.get(i.key)) is not None}
+        for run in _runs([i for i in {i.key: i for i in images}.values() if i.key not in found]):
+            parts = mx.split(self.image_features(run), len(run))
+            found |= {image.key: part for image, part in zip(run, parts, strict=True)}
+            if known is not None:
+                mx.eval(parts)  # what is kept must not keep the pictures
+                for image, part in zip(run, parts, strict=True):
+                    known.put(image.key, part)
+        return found
 
     def prompt_masks(
         self,
@@ -257,13 +276,11 @@ def _chunks(length: int, chunk: int, images: Sequence[ImagePatches]) -> Iterator
         start = end
 
 
-def _runs(
-    images: Sequence[tuple[ImagePatches, int]],
-) -> Iterator[list[tuple[ImagePatches, int]]]:
+def _runs(images: Sequence[ImagePatches]) -> Iterator[list[ImagePatches]]:
     """Pictures of one grid, so many at a time that their patches stay few."""
-    grids: dict[tuple[int, int], list[tuple[ImagePatches, int]]] = {}
-    for image, at in images:
-        grids.setdefault(image.grid, []).append((image, at))
+    grids: dict[tuple[int, int], list[ImagePatches]] = {}
+    for image in images:
+        grids.setdefault(image.grid, []).append(image)
     for (rows, columns), same in grids.items():
         size = max(1, PATCHES // (rows * columns))
         yield from (same[start : start + size] for start in range(0, len(same), size))

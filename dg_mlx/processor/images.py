@@ -59,7 +59,7 @@ def open_image(source: Any) -> Image.Image:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decode(io.BytesIO(source), "the picture")
     if isinstance(source, str) and source[:5].lower() == "data:":
-        return _decode(io.BytesIO(_data_uri(source)), "the picture in the data URI")
+        return _decode(io.BytesIO(data_uri(source)), "the picture in the data URI")
     if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
         raise MediaError(
             f"a picture is {shorten(repr(source))}; give a path, bytes, a data URI or a PIL.Image."
@@ -78,7 +78,8 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def _data_uri(uri: str) -> bytes:
+def data_uri(uri: str) -> bytes:
+    """The bytes in a data URI. Raises `MediaError`."""
     head, comma, body = uri.partition(",")
     try:
         if not comma or not head.lower().endswith(";base64"):

@@ -9,6 +9,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from dg_mlx.config import ModelConfig
@@ -32,6 +34,17 @@ class Prompt:
     """None: text only."""
     thinking_open: bool = False
     """The ids end inside a thought, so the answer begins inside it."""
+
+    def sharing(self, pixels: dict[str, NDArray[np.float32]]) -> Prompt:
+        """The same, with equal pictures in memory once. `pixels`: those by key so far, to which
+        new ones are added."""
+        if self.media is None:
+            return self
+        images = [
+            replace(image, pixels_PC=pixels.setdefault(image.key, image.pixels_PC))
+            for image in self.media.images
+        ]
+        return replace(self, media=Media(images=tuple(images)))
 
 
 class Processor:

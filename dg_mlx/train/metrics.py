@@ -20,6 +20,7 @@ from dg_mlx.disk import write_text
 from dg_mlx.events import Committed
 from dg_mlx.generation import Generation, Request
 from dg_mlx.model import DiffusionGemma
+from dg_mlx.prefix import PrefixCache
 from dg_mlx.processor import Processor, Prompt
 from dg_mlx.sampling import SeededNoise
 from dg_mlx.settings import GenerationSettings
@@ -158,6 +159,7 @@ class Answerer:
             ),
             reply=self.processor.reply(),
             answer=Answer(Held(), self.backend, settings, config.canvas_length),
+            prefix=PrefixCache(marks=0),
         )
         for event in Generation(self.model, self.backend, request, cancelled).events():
             if isinstance(event, Committed):

@@ -1,0 +1,47 @@
+"""A model that loads while its user reads and types."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dg_mlx.engine import Engine
+
+
+class Loading:
+    """An engine that is, or will be, there."""
+
+    def __init__(self, name: str, load: Callable[[], Engine]) -> None:
+        """Begins at once, on a thread of its own."""
+        self.name = name
+        self._load = load
+        self._engine: Engine | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="dg-mlx load", daemon=True)
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        """It is loaded, or failed to."""
+        return not self._thread.is_alive()
+
+    def check(self) -> None:
+        """Raise what the loading raised."""
+        if self._error is not None:
+            raise self._error
+
+    def engine(self) -> Engine:
+        """Wait for it, and raise what the loading raised. Ctrl-C interrupts the wait."""
+        while self._thread.is_alive():
+            self._thread.join(0.1)  # without a limit, no signal would be seen
+        self.check()
+        assert self._engine is not None
+        return self._engine
+
+    def _run(self) -> None:
+        try:
+            self._engine = self._load()
+        except BaseException as error:  # raised where it is waited for
+            self._error = error
