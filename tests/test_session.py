@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from io import StringIO, TextIOWrapper
 from pathlib import Path
+from typing import ClassVar
 
 import fakes
 import pytest
@@ -36,7 +37,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 class Chat(Session):
     """A session with a scripted engine."""
 
-    made: list["Chat"] = []
+    made: ClassVar[list["Chat"]] = []
 
     def __init__(self, *answers: list[str] | Exception, saved: bool = False) -> None:
         self.scripted = fakes.FakeEngine(*answers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from itertools import pairwise
 from typing import TextIO
 
 from markdown_it import MarkdownIt
@@ -22,8 +23,9 @@ class MarkdownStream:
     def __init__(self, out: TextIO | None = None, width: int | None = None) -> None:
         """`width`: columns; None: the terminal's, whenever something is printed."""
         self._out, self._width = out, width
-        # What looks like HTML is text: nothing of an answer may vanish.
-        self._parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+        # What looks like HTML or names an address is text: nothing of an answer may vanish.
+        self._parser = MarkdownIt("commonmark", {"html": False})
+        self._parser.enable(["table", "strikethrough"]).disable(["reference", "autolink", "image"])
         self._printed = False
         self.rest = ""
         """What is not printed yet."""
@@ -31,20 +33,26 @@ class MarkdownStream:
     def feed(self, text: str) -> None:
         """The answer goes on."""
         self.rest += text
-        lines = self.rest.splitlines(keepends=True)
-        blocks = [t.map for t in self._parser.parse(self.rest) if t.level == 0 and t.map]
-        if len(blocks) > 1:  # the last one may go on
-            end = blocks[-1][0]
-            self._print("".join(lines[:end]))
-            self.rest = "".join(lines[end:])
+        *complete, self.rest = self._blocks()
+        for block in complete:
+            self._print(block)
 
     def finish(self) -> None:
         """The answer is over."""
-        if self.rest.strip():
-            self._print(self.rest)
+        for block in self._blocks():
+            self._print(block)
         self.rest = ""
 
+    def _blocks(self) -> list[str]:
+        """What is not printed, by paragraphs, lists, tables and code; the last one may go on."""
+        lines = self.rest.splitlines(keepends=True)
+        starts = [t.map[0] for t in self._parser.parse(self.rest) if t.level == 0 and t.map]
+        places = [0, *starts[1:], len(lines)]
+        return ["".join(lines[a:b]) for a, b in pairwise(places)]
+
     def _print(self, source: str) -> None:
+        if not source.strip():
+            return
         out = self._out or sys.stdout
         console = Console(file=out, width=self._width, highlight=False)
         shown = Markdown(
