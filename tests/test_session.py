@@ -273,11 +273,44 @@ def test_export(ending: str, tmp_path: Path, capsys: Capture) -> None:
     assert "one" in text
 
 
+def test_what_was_exported_can_be_opened(tmp_path: Path, capsys: Capture) -> None:
+    chat = Chat(["one"], ["two"], ["three"])
+    chat.take("first")
+    chat.take("/regen")
+    chat.take(f"/export {tmp_path}/talk.json")
+    other = Chat(["four"])
+    other.take(f"/load {tmp_path}/talk.json")
+    assert other.said() == ["first", "two"]
+    other.take("/branch 1")
+    assert other.said() == ["first", "one"]
+    (tmp_path / "broken.json").write_text("[{")
+    other.take(f"/load {tmp_path}/broken.json")
+    assert other.failed == 1
+
+
 def test_another_model(capsys: Capture) -> None:
     chat = Chat(["one"])
+    chat.take("hi")
     chat.take("/model other")
     assert chat.models == ["nano", "other"]
     assert "other on a chip (cpu), computed in float32" in capsys.readouterr().out
+    chat.take("/model")
+    chat.take("/model nano")
+    assert "nano on a chip" in capsys.readouterr().out
+
+
+def test_the_model_stays_when_another_cannot_be_loaded(capsys: Capture) -> None:
+    chat = Chat(["one"])
+    load = chat._load
+
+    def fail() -> None:
+        raise CheckpointError("it is broken; fetch it again.")
+
+    chat._load = lambda name: Loading(name, fail) if name == "broken" else load(name)
+    chat.take("/model broken")
+    assert "it is broken; fetch it again." in capsys.readouterr().err
+    chat.take("hi")
+    assert chat.said() == ["hi", "one"]
 
 
 def test_a_failed_turn_is_forgotten(capsys: Capture) -> None:

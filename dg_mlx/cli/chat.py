@@ -76,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
             return session.failed
         read = _keyboard(session) if interactive else PipeInput(sys.stdin).read
         if interactive:
+            if not _is_here(args.model):
+                session.wait()
             _greet(args.model)
         while (typed := read()) is not None and session.take(typed):
             pass
@@ -136,6 +138,18 @@ def _keyboard(session: Session) -> Callable[[], str | None]:
     )
     session.ask = lambda text: keyboard.read(default=text)
     return lambda: keyboard.read(ready=session.check)
+
+
+def _is_here(name: str) -> bool:
+    """Nothing has to be fetched, with a bar of its own."""
+    from dg_mlx.errors import HubError
+    from dg_mlx.hub import find
+
+    try:
+        find(name)
+    except HubError:
+        return False
+    return True
 
 
 def _greet(name: str) -> None:

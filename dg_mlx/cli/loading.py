@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +21,13 @@ class Loading:
         self._engine: Engine | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="dg-mlx load", daemon=True)
+        self._begun = perf_counter()
         self._thread.start()
+
+    @property
+    def seconds(self) -> int:
+        """Since it began."""
+        return int(perf_counter() - self._begun)
 
     @property
     def done(self) -> bool:
@@ -39,6 +46,10 @@ class Loading:
         self.check()
         assert self._engine is not None
         return self._engine
+
+    def drop(self) -> None:
+        """Hold the engine no longer, so that its memory can be given back."""
+        self._engine = None
 
     def _run(self) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import mimetypes
 import resource
@@ -16,7 +17,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
-from dg_mlx.conversation import Conversation, LeftOut, Store, Unsaved, export
+from dg_mlx.conversation import Conversation, LeftOut, Store, Unsaved, export, import_
 from dg_mlx.conversation.context import spoken
 from dg_mlx.errors import ConversationError, DGError, PromptError, SettingsError
 from dg_mlx.events import Committed, Done, Event, Stats
@@ -101,10 +102,14 @@ class Session:
             note(" ".join(str(error).split()))
         return not self._left
 
+    def wait(self) -> None:
+        """Until the model is loaded. Raises what the loading raised."""
+        self._loading.engine()
+
     def status(self) -> str:
         """The line at the bottom of the screen."""
         if not self._loading.done:
-            return f" loading {self._loading.name} … type meanwhile"
+            return f" loading {self._loading.name} · {self._loading.seconds} s · type meanwhile"
         parts = [self._loading.name, self._preset]
         if self._thinking:
             parts.append("thinks")
@@ -322,13 +327,17 @@ class Session:
         print(f"({self.conversation.title or 'nothing was said yet'}; {where})")
 
     def load(self, value: str) -> None:
-        """Earlier conversations, or one of them."""
+        """Earlier conversations, one of them, or one in a file."""
         if self._store is None:
             raise SettingsError("--no-save was given; drop it to open saved conversations.")
         if value.isdecimal() and self._listed:
             id = self._listed[_number("/load", value, len(self._listed)) - 1]
             self._open(self._store.load(id))
             self._recall()
+            return
+        path = Path(_unquoted(value)).expanduser()
+        if value and path.is_file():
+            self._import(path, self._store)
             return
         found = self._store.list()
         if value:
@@ -340,6 +349,20 @@ class Session:
             what = summary.problem or summary.title or "(pictures only)"
             print(f"{number:3}  {when}  {summary.count:4} messages  {harmless(what)}")
         print("/load N opens one" if found else "(there is none)")
+
+    def _import(self, path: Path, store: Store) -> None:
+        """What /export wrote as JSON, or messages as others write them."""
+        try:
+            found = import_(path.read_bytes())
+        except OSError as error:
+            raise PromptError(f"{path} cannot be read ({error.strerror}).") from None
+        for conversation in found:
+            store.keep(conversation)
+        for conversation in found[:-1]:
+            conversation.close()
+        if found:
+            self._open(found[-1])
+            self._recall()
 
     def export(self, value: str) -> None:
         """Write the conversation to a file."""
@@ -372,13 +395,40 @@ class Session:
         self._screen.choose(value)
 
     def set_model(self, value: str) -> None:
-        """Which model answers."""
+        """Which model answers, and how it fits."""
         if value:
-            self._loading = self._load(value)
-            self.conversation.model = value
-        engine = self.engine
+            self._change_model(value)
+        from dg_mlx.hub import find
+
+        from .fits import candidate, machine, verdict
+
+        engine, name = self.engine, self._loading.name
         device = engine.backend.describe()
-        print(f"{self._loading.name} on {device.chip} ({device.name}), computed in {engine.dtype}")
+        print(f"{name} on {device.chip} ({device.name}), computed in {engine.dtype}")
+        with contextlib.suppress(DGError):  # it runs, wherever its folder is
+            print(f"{verdict(candidate(name, find(name)), machine(device.name))}")
+
+    def _change_model(self, name: str) -> None:
+        """Load another in the place of this one, which is back if that fails."""
+        before = self._loading.name
+        self._unload()
+        self._loading = self._load(name)
+        try:
+            self._loading.engine()
+        except DGError:
+            self._loading = self._load(before)
+            raise
+        self.conversation.model = name
+
+    def _unload(self) -> None:
+        """Two models need not fit into memory at once."""
+        from dg_mlx.worker import WORKER
+
+        self.engine  # noqa: B018 - it may be loading still
+        self._loading.drop()
+        self.conversation.prefix.forget()
+        gc.collect()
+        WORKER.call(_give_back_memory)
 
     def memory(self) -> None:
         """What is in memory."""
@@ -427,6 +477,12 @@ class Session:
         print(f"({self.conversation.title}; {len(self.conversation.line)} messages)")
         for message in self.conversation.line[-2:]:
             print(f"{message.role}: {_short(message.text, 300)}")
+
+
+def _give_back_memory() -> None:
+    import mlx.core as mx
+
+    mx.clear_cache()
 
 
 def _number(name: str, value: str, most: int | None = None) -> int:
