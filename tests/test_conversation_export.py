@@ -142,6 +142,20 @@ def test_an_import_goes_on() -> None:
     assert [m.text for m in again.branches("2")] == ["one", "two"]
 
 
+@pytest.mark.parametrize("ids", [("7", "3"), ("a", "1"), ("9" * 64, "0009"), ("²", "2")])
+def test_new_ids_are_none_of_the_imported_ones(ids: tuple[str, str]) -> None:
+    talk = Conversation()
+    ask(talk, "hi", "one")
+    data = json.loads(to_json(talk))
+    data["head"] = data["messages"][1]["id"] = ids[1]
+    data["messages"][0]["id"] = data["messages"][1]["parent"] = ids[0]
+    (again,) = import_(json.dumps(data))
+    for _ in range(5):
+        ask(again, "more", "two")
+    assert len(again.line) == 12
+    assert to_json(import_(to_json(again))[0]) == to_json(again)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -92,6 +92,19 @@ def test_a_video_is_copied(store: Store, tmp_path: Path) -> None:
         assert source.endswith(".mp4") and Path(source).read_bytes() == b"frames"
 
 
+def test_a_video_that_changes_meanwhile_is_not_stored_as_another(
+    store: Store, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"frames")
+    with store.create() as talk:
+        stream = talk.ask(Talker(["yes"]), [{"type": "video", "video": str(path)}])
+        path.write_bytes(b"others")
+        list(stream)
+        assert talk.unsaved is None and texts(talk)[1:] == ["yes"]
+        assert os.listdir(store.path / talk.id / "media") == []
+
+
 def test_nothing_is_saved_before_something_is_said(store: Store) -> None:
     with store.create(system="be brief") as talk:
         talk.rename("a name")
@@ -191,9 +204,9 @@ def test_a_torn_line_that_is_longer_than_what_follows(store: Store) -> None:
         file.write(b'{"do":"system","text":"' + b"x" * 10_000)
     with store.load(id) as talk:
         talk.rename("a")
-    with store.load(id) as talk:
-        assert talk.title == "a" and talk.system == "" and talk.damaged == 0
         talk.rename("b")
+    with store.load(id) as talk:
+        assert talk.title == "b" and talk.system == "" and talk.damaged == 0
 
 
 def test_a_torn_first_line(store: Store) -> None:

@@ -14,11 +14,10 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from dg_mlx.conversation import Conversation, LeftOut, Store, Unsaved, export, import_
-from dg_mlx.conversation.context import spoken
 from dg_mlx.errors import ConversationError, DGError, PromptError, SettingsError
 from dg_mlx.events import Committed, Done, Event, Stats
 from dg_mlx.presets import DEFAULT, PRESETS, preset
@@ -76,6 +75,7 @@ class Session:
         self._events: list[tuple[float, Event]] = []
         self._stats: Stats | None = None
         self._listed: list[str] = []
+        self._remarked = ""
         self._left = False
         self._begin(conversation)
 
@@ -143,11 +143,7 @@ class Session:
             raise SettingsError("/edit needs the new text here: /edit TEXT.")
         text = value or (self.ask(said.text) if self.ask else None)
         if text:
-            engine, content = self.engine, cast("Any", text)
-            if said.files:
-                parts = spoken(said.content, self.conversation.journal.media)
-                shown = [part for part in parts if part["type"] != "text"]
-                content = [*shown, {"type": "text", "text": text}]
+            engine, content = self.engine, self.conversation.reworded(said, text)
             self._answer(
                 lambda options: self.conversation.ask(engine, content, edits=said.id, **options)
             )
@@ -184,7 +180,7 @@ class Session:
         with _ctrl_c_sets(cancel), self._screen.answer(self.engine, settings) as show:
             for event in events:
                 if isinstance(event, (LeftOut, Unsaved)):
-                    note(event.line)
+                    self._remark(event.line)
                     continue
                 self._events.append((perf_counter() - started, event))
                 show(event)
@@ -203,6 +199,12 @@ class Session:
             self._screen.aside(f"calls {json.dumps(call['function'], ensure_ascii=False)}")
         if text:
             self._screen.aside(stats_line(last.stats))
+
+    def _remark(self, line: str) -> None:
+        """What holds for many turns is said once."""
+        if line != self._remarked:
+            note(line)
+            self._remarked = line
 
     # Commands.
 

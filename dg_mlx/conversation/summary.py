@@ -16,7 +16,6 @@ from dg_mlx.errors import StoreError
 
 from .jsonl import dump, load
 from .log import VERSION, Log
-from .message import now
 from .tree import Tree
 
 TITLE = 60
@@ -47,7 +46,7 @@ class Summary:
         return Summary(
             id=id,
             title=title(tree),
-            updated=now(),
+            updated=datetime.now(UTC),
             count=len(tree.messages),
             model=tree.model,
         )
