@@ -1,5 +1,9 @@
 """Drafts to cells: states, what is text and what is not, and the numbers beside them."""
 
+import os
+import pty
+import termios
+import threading
 from typing import Any
 
 import fakes
@@ -8,6 +12,7 @@ import pytest
 import scripted
 from scripted import BYTE, END, THINK, THOUGHT
 
+from dg_mlx.cli.canvas import background as asking
 from dg_mlx.cli.canvas.background import answered, background
 from dg_mlx.cli.canvas.frame import Frames
 from dg_mlx.cli.canvas.ink import Ink, depth, palette
@@ -212,6 +217,42 @@ def test_the_background() -> None:
     assert answered(b"\x1b]11;rgb:ffff/ffff/dddd\x1b\\\x1b[?62;c") == "light"
     assert answered(b"\x1b]11;rgb:1c/1c/24\x07\x1b[?62;c") == "dark"
     assert answered(b"\x1b[?62;c") == "dark"
+
+
+def ask(monkeypatch: pytest.MonkeyPatch, answer: bytes, typed: bytes = b"") -> tuple[bytes, bytes]:
+    """What the terminal was asked, and what was understood of its answer."""
+    ours, theirs = pty.openpty()
+    monkeypatch.setattr(asking, "WAIT_S", 10 if answer else 0.05)
+    before = termios.tcgetattr(theirs)
+    os.write(ours, typed)
+    asked: list[bytes] = []
+
+    def terminal() -> None:
+        while not b"".join(asked).endswith((b"\x1b[c", b"\0")):
+            asked.append(os.read(ours, 100))
+        os.write(ours, answer)
+
+    thread = threading.Thread(target=terminal)
+    thread.start()
+    understood = asking._ask(theirs, theirs)
+    os.write(theirs, b"\0")
+    thread.join()
+    assert termios.tcgetattr(theirs) == before
+    os.close(ours)
+    os.close(theirs)
+    return b"".join(asked), understood
+
+
+def test_a_terminal_is_asked_for_its_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    for answer in (b"\x1b]11;rgb:ffff/ffff/dddd\x1b\\\x1b[?62;c", b"\x1b[?1;2c", b""):
+        asked, understood = ask(monkeypatch, answer)
+        assert asked.startswith(b"\x1b]11;?\x1b\\\x1b[c")
+        assert understood == answer
+
+
+def test_what_is_typed_is_not_taken_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, understood = ask(monkeypatch, b"", typed=b"hi\n")
+    assert b"\x1b" not in asked and understood == b""
 
 
 def test_the_status_fits() -> None:

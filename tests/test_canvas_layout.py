@@ -26,8 +26,10 @@ cells = st.lists(st.tuples(texts, st.sampled_from(list(Ink))), max_size=20)
 @example([("\u0301", SETTLED)], 2)
 def test_no_row_is_too_wide_and_all_text_is_there(given: list[Cell], width: int) -> None:
     rows = wrap(given, width)
-    assert all(row.width <= width and wcswidth(row.text) <= width for row in rows)
-    assert all(row.width == sum(span.width for span in row.spans) for row in rows)
+    for row in rows:
+        assert sum(max(wcswidth(span.text), 0) for span in row.spans) == row.width <= width
+        # Beside others, a character that is disputed may be wider yet.
+        assert not all(span.sure for span in row.spans) or wcswidth(row.text) == row.width
     text = "".join(text for text, _ in given)
     assert "".join(row.text for row in rows) == text.replace("\n", "")
     assert len(rows) >= text.count("\n") + 1

@@ -15,10 +15,9 @@ from .terminal import write
 class Plain:
     """Writes each block's text when it is committed; the line is for terminals only."""
 
-    def __init__(self, begun: bool = False) -> None:
-        """`begun`: text is before it, on the same line."""
+    def __init__(self) -> None:
         self._on = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-        self._shown, self._begun = False, begun
+        self._shown = self._begun = False
 
     def __enter__(self) -> Plain:
         return self

@@ -1,7 +1,7 @@
 """The canvas of one answer, drawn beside its generation.
 
 Events are only noted where they are consumed; a thread draws the latest state, at most `FPS` times
-a second. A fault in drawing ends the drawing, never the answer: the rest comes as plain text.
+a second. A fault in drawing ends the drawing, never the answer: the rest of it is only written.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
-from dg_mlx.cli.plain import Plain
 from dg_mlx.cli.terminal import note, write
 from dg_mlx.cli.written import Lines, Written
 from dg_mlx.events import Committed, Done, Draft, Event, Prefilled
@@ -56,7 +55,6 @@ class Live:
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dg-mlx canvas", daemon=True)
-        self._plain: Plain | None = None
         self._text, self._thought = text or Lines(), ""
         self._begun = self._read_at = perf_counter()
         self._parts: list[str] = []
@@ -72,13 +70,14 @@ class Live:
             if before is signal.SIG_DFL:
                 self._suspend_before = signal.signal(signal.SIGTSTP, self._on_suspend)
         self._guarded(self._terminal.take)
-        self._thread.start()
+        self._guarded(self._thread.start)
         return self
 
     def __exit__(self, *_: Any) -> None:
         try:
             self._stop.set()
-            self._thread.join()
+            if self._thread.is_alive():
+                self._thread.join()
         finally:
             with self._lock:
                 self._guarded(self._painter.erase)
@@ -92,24 +91,21 @@ class Live:
         """Note an event; write the text that it commits."""
         with self._lock:
             self._guarded(lambda: self._note(event))
-            if self._plain is not None:
-                self._plain.show(event)
-            elif isinstance(event, Committed):
+            if isinstance(event, Committed):
                 self._write(event)
                 self._guarded(self._paint)
 
     def draw(self) -> None:
         """Draw the latest state, if it is not drawn yet."""
         with self._lock:
-            if self._plain is None:
-                self._guarded(self._draw)
+            self._guarded(self._draw)
 
     def _run(self) -> None:
         while not self._stop.wait(1 / FPS):
             self.draw()
 
     def _guarded(self, do: Callable[[], None]) -> None:
-        if self._plain is not None:
+        if self.failed:
             return
         try:
             do()
@@ -117,15 +113,12 @@ class Live:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        """From here on the answer is plain text."""
-        self.failed, self._plain = True, Plain(begun=bool(self._text.rest))
+        self.failed = True
         for restore in (self._painter.erase, self._terminal.give_back):
             with suppress(Exception):
                 restore()
         what = " ".join(f"{type(error).__name__}: {error}".split())
         note(f"the canvas cannot be drawn ({what}); from here on answers are plain text.")
-        with suppress(OSError):  # the answer's next text will say so
-            self._release()
 
     def _note(self, event: Event) -> None:
         self._noted += 1
@@ -143,6 +136,7 @@ class Live:
                 self._parts = self._parts[:1]
                 self._painter.erase()
             case Done():
+                self._stop.set()
                 self._painter.erase()
 
     def _draw(self) -> None:

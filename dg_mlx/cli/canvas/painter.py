@@ -27,7 +27,6 @@ class Painter:
     def __init__(self, send: Callable[[str], None], palette: Mapping[Ink, str]) -> None:
         self._send, self._palette = send, palette
         self._shown: list[str] = []
-        self._columns = 0
 
     def paint(self, rows: Sequence[Row], columns: int, *, anew: bool = False) -> None:
         """Draw what differs from the frame before. The area grows, never shrinks.
