@@ -2,9 +2,9 @@
 
     python bench/turns.py [--turns 200] [--context 1024]
 
-Runs on a copy of nano whose context is that short, so that old turns are left out after a few. A row
-every 20 turns: bytes of the process and of the conversation's cache, milliseconds a step, tokens of
-the prompt and how many of them were known.
+Runs on a copy of nano whose context is that short, so that old turns are left out after a few. A
+row every 20 turns: bytes of the process and of the conversation's cache, milliseconds a step,
+tokens of the prompt and how many of them were known.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from dg_mlx.cli.commands import COMMANDS
 from dg_mlx.cli.input import PipeInput
 from dg_mlx.cli.loading import Loading
 from dg_mlx.cli.screen import Screen
-from dg_mlx.cli.session import Session
+from dg_mlx.cli.session import Sampling, Session
 from dg_mlx.conversation import Conversation, Store
 from dg_mlx.errors import CheckpointError, PromptError
 
@@ -50,12 +50,12 @@ class Chat(Session):
             return Loading(name, lambda: self.scripted)
 
         super().__init__(
-            load("nano"),
+            load,
+            "nano",
             Screen(),
+            store.create() if saved else Conversation(),
+            sampling=Sampling(),
             store=store,
-            conversation=store.create() if saved else Conversation(),
-            changes={},
-            load=load,
         )
 
     @property
@@ -144,6 +144,13 @@ def test_presets(capsys: Capture) -> None:
     assert settings.max_denoising_steps == 5
     assert settings.entropy_bound > chat.scripted.settings.entropy_bound
     assert "* fast" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "~nobody/a.png", "a\0.png", "/" + "y" * 5000])
+def test_any_text_can_be_typed(text: str) -> None:
+    chat = Chat(["one"])
+    chat.take(text)
+    assert chat.failed == (text[0] == "/")
 
 
 def test_a_dropped_picture_is_attached(tmp_path: Path, capsys: Capture) -> None:

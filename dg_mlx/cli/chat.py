@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         read = _keyboard(session) if interactive else PipeInput(sys.stdin).read
         if interactive:
             if not _is_here(args.model):
-                session.wait()
+                session.engine  # noqa: B018 - waits
             _greet(args.model)
         while (typed := read()) is not None and session.take(typed):
             pass
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 def _session(args: argparse.Namespace, screen: Screen, *, save: bool) -> Session:
     from dg_mlx.conversation import Conversation, Store
 
-    from .session import Session
+    from .session import Sampling, Session
 
     def load(name: str) -> Loading:
         named = argparse.Namespace(**{**vars(args), "model": name})
@@ -98,21 +98,19 @@ def _session(args: argparse.Namespace, screen: Screen, *, save: bool) -> Session
     store = None if args.no_save else Store()
     if args.go_on:
         conversation = _last(store)
-        conversation.model = args.model
     elif save and store is not None:
         conversation = store.create(system=args.system or "", model=args.model)
     else:
         conversation = Conversation(system=args.system or "", model=args.model)
     return Session(
-        load(args.model),
+        load,
+        args.model,
         screen,
+        conversation,
+        sampling=Sampling(
+            preset=args.preset, changes=changes_from(args), seed=args.seed, thinking=args.think
+        ),
         store=store,
-        conversation=conversation,
-        changes=changes_from(args),
-        preset=args.preset,
-        seed=args.seed,
-        thinking=args.think,
-        load=load,
         cache=None if args.cache_dir is None else Path(args.cache_dir).expanduser(),
     )
 
