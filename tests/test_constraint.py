@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import dg_mlx
 from dg_mlx.backends import Backend, Classes
+from dg_mlx.canvas.automaton import Automata
 from dg_mlx.canvas.constraint import Constraint, Guide, Guides, Vocabulary
 from dg_mlx.canvas.expression import escaped
 from dg_mlx.canvas.hold import Answer, Held
@@ -134,7 +135,7 @@ ENDS, OPENS, CLOSES = (4, 5), 6, 7
 
 def guide(regex: str) -> Guide:
     vocabulary = Vocabulary(pieces=PIECES, ends=ENDS, opens=OPENS, closes=CLOSES)
-    return Guide(Constraint.regex(regex), vocabulary)
+    return Guide(Constraint.regex(regex), vocabulary, Automata.of(regex, vocabulary.packed))
 
 
 def sampler(tokens: int) -> GenerationSettings:
@@ -287,7 +288,7 @@ def test_scores_of_classes_are_those_of_their_tokens(vocab, count, seed):
         )
 
 
-def test_a_constraint_is_compiled_once(monkeypatch):
+def test_a_constraint_is_compiled_once():
     guides = Guides(Vocabulary(pieces=PIECES, ends=ENDS, opens=None, closes=None))
     first = guides.of(Constraint.regex("a+"))
     assert guides.of(Constraint.regex("a+")) is first

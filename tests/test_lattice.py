@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dg_mlx.canvas.automaton import DEAD
+from dg_mlx.canvas.automaton import DEAD, Edges
 from dg_mlx.canvas.lattice import Lattice
 
 
@@ -26,6 +26,11 @@ def problems(draw):
     last = np.where(rng.random(states) < 0.5, 0.0, -np.inf)
     last[0] = 0.0
     return next_QC, score, last
+
+
+def _lattice(next_QC):
+    sources, classes = np.nonzero(next_QC != DEAD)
+    return Lattice(Edges.joined([(sources, classes, next_QC[sources, classes])]), len(next_QC))
 
 
 def _accepted(next_QC, score, last):
@@ -47,7 +52,7 @@ def _accepted(next_QC, score, last):
 def test_sums_marginals_and_the_likeliest_equal_those_of_a_list(problem):
     next_QC, score, last = problem
     listed = _accepted(next_QC, score, last)
-    lattice = Lattice(next_QC)
+    lattice = _lattice(next_QC)
     paths = lattice.paths(score, 0, last)
     weights = np.array(list(listed.values()))
     total = weights.max() + np.log(np.exp(weights - weights.max()).sum())
@@ -67,7 +72,7 @@ def test_sums_marginals_and_the_likeliest_equal_those_of_a_list(problem):
 def test_draws_follow_the_weights(problem):
     next_QC, score, last = problem
     listed = _accepted(next_QC, score, last)
-    lattice, rng, draws = Lattice(next_QC), np.random.default_rng(1), 800
+    lattice, rng, draws = _lattice(next_QC), np.random.default_rng(1), 800
     paths = lattice.paths(score, 0, last)
     counts = dict.fromkeys(listed, 0)
     for _ in range(draws):
@@ -77,3 +82,13 @@ def test_draws_follow_the_weights(problem):
         p = min(1.0, np.exp(weight - paths.total))
         # Five standard deviations, and a little for the very unlikely.
         assert abs(counts[canvas] / draws - p) <= 5 * np.sqrt(p * (1 - p) / draws) + 3 / draws
+
+
+def test_sums_are_the_same_however_many_are_made_at_once(monkeypatch):
+    rng = np.random.default_rng(2)
+    lattice = _lattice(rng.integers(DEAD, 5, (5, 7)).astype(np.int32))
+    score, last = rng.normal(0, 3, (9, 7)), np.zeros(5)
+    at_once = lattice.paths(score, 0, last).weight_LC
+    for few in (1, 50):
+        monkeypatch.setattr("dg_mlx.canvas.lattice.AT_ONCE", few)
+        assert np.array_equal(lattice.paths(score, 0, last).weight_LC, at_once)

@@ -4,37 +4,35 @@ Tokens that no state tells apart are one class: of 262,144 tokens a JSON schema 
 classes, so what is computed over a vocabulary is computed over classes. A token's effect is a
 function from states to states; a class is one such function.
 
-Legend: Q states, C classes, V vocabulary, T tokens.
+Legend: Q states, E edges, K kinds of bytes, C classes, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from dg_mlx.errors import ConstraintError
 
-from .expression import size, without
+from .compile import DEAD, TOO_LARGE, Bools, Ints, compiled, short
+from .smallest import smallest
 
-DEAD = -1
-"""No state: nothing that follows can be accepted."""
-_BEGIN, _END = "\U0010fffe", "\U0010ffff"
-MOST_STATES = 25_000
-"""An automaton of more is not attempted. It is an estimate: see `expression.size`."""
-
-Ints = NDArray[np.int32]
-Bools = NDArray[np.bool_]
+MOST_STEPS = 3_000_000
+"""From a state with a class of tokens to a state: an automaton of more is refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ByteAutomaton:
     """Reads UTF-8. The first state is 0, and every state leads to one that accepts."""
 
-    next_QB: Ints
-    """(Q, 256): the state behind a byte, or `DEAD`."""
+    kind_B: Ints
+    """(256,): bytes of one kind are read alike."""
+    next_QK: Ints
+    """(Q, K): the state behind a byte of a kind, or `DEAD`."""
     accepts_Q: Bools
 
     @staticmethod
@@ -43,27 +41,80 @@ class ByteAutomaton:
 
         Raises `ConstraintError` for what is no regex, matches nothing, or is too large.
         """
-        states = size(regex)
-        if states > MOST_STATES:
-            raise ConstraintError(
-                f"the constraint takes about {states} states, more than {MOST_STATES}; lower its "
-                "lengths and repetitions."
-            )
-        next_QB, accepts = _compile(regex)
-        alive = _leads_to(next_QB, accepts)
-        if not alive[0]:
-            raise ConstraintError(f"no text matches {_short(regex)}; loosen the constraint.")
-        next_QB = np.where(alive[next_QB] & (next_QB != DEAD), next_QB, DEAD)
-        return _smallest(next_QB, accepts)
+        kind_B, next_QK, accepts_Q = compiled(regex)
+        next_QK, accepts_Q = smallest(next_QK, accepts_Q)
+        if not len(accepts_Q):
+            raise ConstraintError(f"no text matches {short(regex)}; loosen the constraint.")
+        return ByteAutomaton(kind_B=kind_B, next_QK=next_QK, accepts_Q=accepts_Q)
 
     def matches(self, text: bytes) -> bool:
         """Whether the whole text is accepted."""
         state = 0
         for byte in text:
-            state = int(self.next_QB[state, byte])
+            state = int(self.next_QK[state, self.kind_B[byte]])
             if state == DEAD:
                 return False
         return bool(self.accepts_Q[state])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pieces:
+    """What the tokens of a vocabulary spell, one behind the other."""
+
+    bytes_: bytes
+    length_V: NDArray[np.int64]
+    """Bytes of each token; -1: it spells nothing and never fits."""
+
+    @staticmethod
+    def of(pieces: Sequence[bytes | None]) -> Pieces:
+        """Packed."""
+        lengths = (-1 if piece is None else len(piece) for piece in pieces)
+        length_V = np.fromiter(lengths, np.int64, len(pieces))
+        return Pieces(b"".join(piece or b"" for piece in pieces), length_V)
+
+
+Step = tuple[ArrayLike, ArrayLike, ArrayLike]
+"""States, classes and next states; each may be one for all."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edges:
+    """All steps of an automaton that lead somewhere, by state and then by class."""
+
+    sources_E: Ints
+    classes_E: Ints
+    targets_E: Ints
+
+    @staticmethod
+    def joined(steps: Iterable[Step]) -> Edges:
+        """All of these."""
+        parts = [np.broadcast_arrays(*step) for step in steps]
+        sources, classes, targets = (
+            np.concatenate([part[i].ravel() for part in parts]).astype(np.int32) for i in range(3)
+        )
+        order = np.lexsort((classes, sources))
+        return Edges(sources[order], classes[order], targets[order])
+
+    def and_(self, *steps: Step) -> Edges:
+        """With more."""
+        return Edges.joined([(self.sources_E, self.classes_E, self.targets_E), *steps])
+
+    def only(self, classes: NDArray[np.int64]) -> Edges:
+        """Of some classes, rising, which are numbered anew."""
+        kept = np.isin(self.classes_E, classes)
+        numbers = np.searchsorted(classes, self.classes_E[kept]).astype(np.int32)
+        return Edges(self.sources_E[kept], numbers, self.targets_E[kept])
+
+    def of(self, state: int) -> tuple[Ints, Ints]:
+        """The classes that lead on from a state, and where."""
+        first, stop = np.searchsorted(self.sources_E, (state, state + 1))
+        return self.classes_E[first:stop], self.targets_E[first:stop]
+
+    def after(self, state: int, number: int) -> int:
+        """The state behind a token of a class, or `DEAD`."""
+        classes, targets = self.of(state)
+        found = targets[classes == number]
+        return int(found[0]) if len(found) else DEAD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,31 +123,29 @@ class TokenAutomaton:
 
     class_V: Ints
     """The class of each token."""
-    next_QC: Ints
-    """(Q, C): the state behind a token of a class, or `DEAD`."""
+    edges: Edges
     accepts_Q: Bools
 
     @staticmethod
-    def of(automaton: ByteAutomaton, pieces: Sequence[bytes | None]) -> TokenAutomaton:
-        """Over tokens that spell `pieces`; None is a token that spells nothing and never fits."""
-        states = len(automaton.accepts_Q)
-        effects = _Effects(automaton.next_QB)
-        effect_V = effects.of_tokens(pieces)
-        used, class_V = np.unique(effect_V, return_inverse=True)
-        next_QC = effects.table()[used].T[:states]
-        next_QC = np.where(next_QC == states, DEAD, next_QC).astype(np.int32)
+    def of(automaton: ByteAutomaton, pieces: Pieces) -> TokenAutomaton:
+        """Over the tokens that spell `pieces`. Raises `ConstraintError` for what is too large."""
+        effects = _Effects(automaton.next_QK)
+        effect_V = effects.of_tokens(pieces, automaton.kind_B)
+        used, class_V = numbered(effect_V)
+        found = [effects.found[effect] for effect in used.tolist()]
         return TokenAutomaton(
-            class_V=class_V.astype(np.int32), next_QC=next_QC, accepts_Q=automaton.accepts_Q
+            class_V=class_V,
+            edges=Edges.joined((s, c, targets) for c, (s, targets) in enumerate(found)),
+            accepts_Q=automaton.accepts_Q,
         )
 
     def distances(self) -> Ints:
         """(Q,): the fewest tokens to an accepting state; -1 where none can be reached."""
-        states = len(self.accepts_Q)
+        states, edges = len(self.accepts_Q), self.edges
         found = np.where(self.accepts_Q, 0, -1).astype(np.int32)
-        sources, _, targets = edges(self.next_QC)
         for distance in range(1, states + 1):
             reached = np.zeros(states, np.bool_)
-            reached[sources[found[targets] == distance - 1]] = True
+            reached[edges.sources_E[found[edges.targets_E] == distance - 1]] = True
             reached &= found == -1
             if not reached.any():
                 break
@@ -104,40 +153,47 @@ class TokenAutomaton:
         return found
 
 
-def edges(next_QC: Ints) -> tuple[Ints, Ints, Ints]:
-    """All (state, class, next state) that are not dead, by state."""
-    sources, classes = np.nonzero(next_QC != DEAD)
-    return sources.astype(np.int32), classes.astype(np.int32), next_QC[sources, classes]
+class Automata(NamedTuple):
+    """Of one regular expression."""
+
+    bytes_: ByteAutomaton
+    tokens: TokenAutomaton
+
+    @staticmethod
+    def of(regex: str, pieces: Pieces) -> Automata:
+        """Compiled. Raises `ConstraintError` for what cannot be, or is too large."""
+        automaton = ByteAutomaton.of(regex)
+        return Automata(automaton, TokenAutomaton.of(automaton, pieces))
+
+
+def numbered(values_V: Ints) -> tuple[NDArray[np.int64], Ints]:
+    """Which numbers there are, rising, and the place of each value among them."""
+    used = np.flatnonzero(np.bincount(values_V))
+    place = np.zeros(used[-1] + 1, np.int32)
+    place[used] = np.arange(len(used))
+    return used, place[values_V]
 
 
 _DEADLY, _IDENTITY = 0, 1
 
 
 class _Effects:
-    """What runs of bytes do to states, each effect made once: `DEAD` is written as Q."""
+    """What runs of bytes do to states, each effect made once: (states, where they lead)."""
 
-    def __init__(self, next_QB: Ints) -> None:
-        states = len(next_QB)
-        dead = np.full((1, 256), states, np.int32)
-        next_QB = np.concatenate([np.where(next_QB == DEAD, states, next_QB), dead])
-        columns, self._kind_B = np.unique(next_QB, axis=1, return_inverse=True)
-        self._kind_B = self._kind_B.reshape(-1)
-        self._columns = columns.astype(np.int32)
-        nothing = np.full(states + 1, states, np.int32)
-        self._found = [nothing, np.arange(states + 1, dtype=np.int32)]
-        self._number = {effect.tobytes(): i for i, effect in enumerate(self._found)}
-        self._next = np.full((2, columns.shape[1]), -1, np.int32)
+    def __init__(self, next_QK: Ints) -> None:
+        all_ = np.arange(len(next_QK), dtype=np.int32)
+        self.found = [(all_[:0], all_[:0]), (all_, all_)]
+        self._number = {_key(effect): i for i, effect in enumerate(self.found)}
+        self._steps = 0
+        self._next_KQ = np.ascontiguousarray(next_QK.T)
+        self._next = np.full((2, len(self._next_KQ)), -1, np.int32)
         self._next[_DEADLY] = _DEADLY
 
-    def table(self) -> Ints:
-        """(effects, Q + 1)."""
-        return np.stack(self._found)
-
-    def of_tokens(self, pieces: Sequence[bytes | None]) -> Ints:
+    def of_tokens(self, pieces: Pieces, kind_B: Ints) -> Ints:
         """(V,): the effect of each token."""
-        length = np.array([len(piece or b"") for piece in pieces], np.int64)
+        length = np.maximum(pieces.length_V, 0)
         starts = np.cumsum(length) - length
-        kinds = self._kind_B[np.frombuffer(b"".join(p or b"" for p in pieces), np.uint8)]
+        kinds = kind_B[np.frombuffer(pieces.bytes_, np.uint8)]
         # A token without bytes would be read for ever: it never fits either.
         effect = np.where(length > 0, _IDENTITY, _DEADLY).astype(np.int32)
         active = np.flatnonzero(length)
@@ -147,98 +203,34 @@ class _Effects:
             active = active[effect[active] != _DEADLY]
         return effect
 
-    def _after(self, effect: Ints, kind: NDArray[np.int64]) -> Ints:
+    def _after(self, effect: Ints, kind: Ints) -> Ints:
         after = self._next[effect, kind]
-        if (after < 0).any():
-            width = self._next.shape[1]
-            for pair in np.unique(effect[after < 0].astype(np.int64) * width + kind[after < 0]):
-                self._make(int(pair) // width, int(pair) % width)
+        fresh = after < 0
+        if fresh.any():
+            asked = np.zeros(self._next.shape, np.bool_)
+            asked[effect[fresh], kind[fresh]] = True
+            for pair in np.argwhere(asked).tolist():
+                self._make(*pair)
             after = self._next[effect, kind]
         return after
 
     def _make(self, effect: int, kind: int) -> None:
-        made = self._columns[self._found[effect], kind]
-        number = self._number.setdefault(made.tobytes(), len(self._found))
-        if number == len(self._found):
-            self._found.append(made)
+        sources, targets = self.found[effect]
+        targets = self._next_KQ[kind, targets]
+        lead = targets != DEAD
+        made = sources[lead], targets[lead]
+        number = self._number.setdefault(_key(made), len(self.found))
+        if number == len(self.found):
+            self._steps += len(made[0])
+            if self._steps > MOST_STEPS:
+                raise ConstraintError(
+                    f"the constraint takes more than {MOST_STEPS} steps over tokens; {TOO_LARGE}"
+                )
+            self.found.append(made)
             if number == len(self._next):
                 self._next = np.concatenate([self._next, np.full_like(self._next, -1)])
         self._next[effect, kind] = number
 
 
-def _compile(regex: str) -> tuple[Ints, Bools]:
-    """(Q, 256) transitions and accepting states, the first state first."""
-    # Not at the top: most answers have no constraint.
-    from outlines_core import Index, Vocabulary
-
-    end = 256
-    try:
-        # The library (0.2.14) also looks for matches that begin later, which can take minutes, and
-        # from a state that accepts it leaves out what does not accept at once. So the text lies
-        # between two marks that it does not contain, code points that are no characters.
-        index = Index(
-            f"{_BEGIN}(?:{without(regex, _BEGIN + _END)}){_END}",
-            Vocabulary(end, {bytes([byte]): [byte] for byte in range(256)}),
-        )
-    except Exception as error:  # the library raises ValueError and its own kinds
-        raise ConstraintError(
-            f"{_short(regex)} cannot be used as a regular expression ({_short(str(error))}); "
-            "correct it (look-around and back references are not regular)."
-        ) from None
-    found = index.get_transitions()
-    names = sorted({*found, *index.get_final_states()})
-    number = {name: i for i, name in enumerate(names)}
-    next_QB = np.full((len(names) + 1, 256), DEAD, np.int32)  # the last row is for DEAD
-    for name, byte_to in found.items():
-        for byte, to in byte_to.items():
-            if byte != end:
-                next_QB[number[name], byte] = number[to]
-    start, behind = number[index.get_initial_state()], np.arange(len(names))
-    for byte in _BEGIN.encode():
-        start = int(next_QB[start, byte])
-    for byte in _END.encode():
-        behind = next_QB[behind, byte]
-    accepts = np.isin(behind, [number[name] for name in index.get_final_states()])
-    order = np.roll(np.arange(len(names)), -start)
-    rename = np.append(np.argsort(order), DEAD).astype(np.int32)
-    return rename[next_QB[order]], accepts[order]
-
-
-def _leads_to(next_QB: Ints, accepts: Bools) -> Bools:
-    """The states from which an accepting one can be reached."""
-    alive = accepts.copy()
-    while True:
-        # The entry behind the last is for DEAD.
-        more = alive | np.append(alive, False)[next_QB].any(axis=1)
-        if (more == alive).all():
-            return alive
-        alive = more
-
-
-def _smallest(next_QB: Ints, accepts: Bools) -> ByteAutomaton:
-    """States that no text tells apart become one, by refinement (Moore)."""
-    kinds = np.unique(next_QB, axis=1)  # bytes that no state tells apart are looked at once
-    group, count = accepts.astype(np.int32), 1
-    while True:
-        behind = np.append(group, -1)[kinds]
-        rows = np.ascontiguousarray(np.column_stack([group, behind]).astype(np.int32))
-        keys = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).reshape(-1)
-        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-        group = inverse.astype(np.int32)
-        if len(first) == count:
-            break
-        count = len(first)
-    # Only what the first state reaches, and that state first.
-    order, seen = [int(group[0])], {int(group[0])}
-    table = np.append(group, DEAD)[next_QB[first]]
-    for state in order:
-        fresh = [int(s) for s in np.unique(table[state]) if s != DEAD and int(s) not in seen]
-        order += fresh
-        seen.update(fresh)
-    rename = np.full(len(first) + 1, DEAD, np.int32)
-    rename[order] = np.arange(len(order))
-    return ByteAutomaton(next_QB=rename[table[order]], accepts_Q=accepts[first][order])
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}…"
+def _key(effect: tuple[Ints, Ints]) -> bytes:
+    return b"".join(part.tobytes() for part in effect)

@@ -1,6 +1,6 @@
 """What an answer must be: a regular expression, one of some choices, JSON, JSON of a schema.
 
-Legend: Q states, C classes, V vocabulary.
+Legend: Q states, E edges, C classes, V vocabulary.
 """
 
 from __future__ import annotations
@@ -8,19 +8,23 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from platformdirs import user_cache_path
 
 from dg_mlx.backends import Classes
 from dg_mlx.errors import ConstraintError
 
-from .automaton import DEAD, Bools, ByteAutomaton, Ints, TokenAutomaton
+from .automaton import Automata, Pieces, TokenAutomaton, numbered
+from .compile import Bools
 from .expression import escaped
 from .lattice import Floats, Lattice
 from .pins import BlockPins
 from .schema import regex_of_json, regex_of_schema
+from .store import Store
 
 KEPT = 64
 """Compiled constraints that stay in memory."""
@@ -76,6 +80,11 @@ class Vocabulary:
     """Opens a thought; None where the checkpoint has none."""
     closes: int | None
     """Closes it."""
+    packed: Pieces = field(init=False, repr=False, compare=False)
+    """Of `pieces`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "packed", Pieces.of(self.pieces))
 
 
 class Guide:
@@ -85,42 +94,37 @@ class Guide:
     before an answer that may begin with a thought.
     """
 
-    def __init__(self, constraint: Constraint, vocabulary: Vocabulary) -> None:
+    def __init__(self, constraint: Constraint, vocabulary: Vocabulary, automata: Automata) -> None:
+        """`automata`: of the constraint and the vocabulary. Raises `ConstraintError`."""
         self.constraint = constraint
-        self._bytes = ByteAutomaton.of(constraint.pattern)
-        answer = TokenAutomaton.of(self._bytes, vocabulary.pieces)
-        states = len(answer.accepts_Q)
+        self._bytes, answer = automata
+        states, count = len(answer.accepts_Q), int(answer.class_V.max()) + 1
         thought, end, before = range(states, states + 3)
-        class_V, count = answer.class_V.copy(), answer.next_QC.shape[1]
         # Classes of control tokens, which the answer's automaton never takes.
-        control = np.array([piece is None for piece in vocabulary.pieces])
-        special = {"other": control}
-        special["ends"] = _of(vocabulary.ends, len(control))
-        special["opens"], special["closes"] = (
-            _of(() if token is None else (token,), len(control))
-            for token in (vocabulary.opens, vocabulary.closes)
+        other, ends, opens, closes = range(count, count + 4)
+        class_V = np.where(vocabulary.packed.length_V < 0, other, answer.class_V)
+        class_V[list(vocabulary.ends)] = ends
+        for token, number in ((vocabulary.opens, opens), (vocabulary.closes, closes)):
+            if token is not None:
+                class_V[token] = number
+        edges = answer.edges.and_((np.flatnonzero(answer.accepts_Q), ends, end))
+        edges = edges.and_(
+            (before, *edges.of(0)),
+            (before, opens, thought),
+            (thought, np.arange(count), thought),
+            (thought, closes, 0),
+            (end, np.arange(count + 4), end),
         )
-        for number, tokens in enumerate(special.values()):
-            class_V[tokens] = count + number
-        next_QC = np.full((states + 3, count + len(special)), DEAD, np.int32)
-        next_QC[:states, :count] = answer.next_QC
-        ends, opens, closes = (count + list(special).index(n) for n in ("ends", "opens", "closes"))
-        next_QC[:states, ends] = np.where(answer.accepts_Q, end, DEAD)
-        next_QC[before] = next_QC[0]
-        next_QC[before, opens] = next_QC[thought, :count] = thought
-        next_QC[thought, closes] = 0
-        next_QC[end] = end
         self._thought, self._before = thought, before
+        used, self.class_V = numbered(class_V)
+        self.edges = edges.only(used)
         self.accepts_Q: Bools = np.append(answer.accepts_Q, [False, True, answer.accepts_Q[0]])
-        used, inverse = np.unique(class_V, return_inverse=True)
-        self.next_QC: Ints = next_QC[:, used]
-        self.class_V: Ints = inverse.astype(np.int32)
         self.classes = Classes(self.class_V)
         self._ends_C = np.zeros(self.classes.count, np.bool_)
         self._ends_C[self.class_V[list(vocabulary.ends)]] = True
-        self.lattice = Lattice(self.next_QC)
+        self.lattice = Lattice(self.edges, len(self.accepts_Q))
         self._distance_Q = TokenAutomaton(
-            class_V=self.class_V, next_QC=self.next_QC, accepts_Q=self.accepts_Q
+            class_V=self.class_V, edges=self.edges, accepts_Q=self.accepts_Q
         ).distances()
         if self._distance_Q[0] < 0:
             raise ConstraintError("the checkpoint's tokens cannot spell what is asked for.")
@@ -147,15 +151,17 @@ class Guide:
 
     def before(self, last_Q: Floats, allowed: Bools | None) -> Floats:
         """(Q,): 0 for states from which an allowed token leads to one of `last_Q`, else -inf."""
-        leads = np.append(last_Q == 0, False)[self.next_QC]
+        leads = last_Q[self.edges.targets_E] == 0
         if allowed is not None:
-            leads &= allowed
-        return np.where(leads.any(axis=1), 0.0, -np.inf)
+            leads &= allowed[self.edges.classes_E]
+        found = np.full(len(last_Q), -np.inf)
+        found[self.edges.sources_E[leads]] = 0.0
+        return found
 
     def after(self, state: int, ids: Sequence[int]) -> int:
         """The state behind some tokens."""
         for token in ids:
-            state = int(self.next_QC[state, self.class_V[token]])
+            state = self.edges.after(state, int(self.class_V[token]))
         return state
 
     def check(self, text: str) -> None:
@@ -166,23 +172,29 @@ class Guide:
 
 
 class Guides:
-    """Compiles constraints for one vocabulary, keeping the last few."""
+    """Compiles constraints for one vocabulary, keeping the last few, and more on disk."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, folder: Path | None = None) -> None:
+        """`folder`: of what was compiled; None is in the user's cache."""
         self._vocabulary = vocabulary
         self._kept: OrderedDict[Constraint, Guide] = OrderedDict()
+        folder = folder or user_cache_path("dg-mlx") / "constraints"
+        self._store = Store(folder, vocabulary.packed)
 
     def of(self, constraint: Constraint) -> Guide:
         """The constraint over the vocabulary. Raises `ConstraintError`."""
         if constraint not in self._kept:
-            self._kept[constraint] = Guide(constraint, self._vocabulary)
+            self._kept[constraint] = Guide(
+                constraint, self._vocabulary, self._automata(constraint.pattern)
+            )
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(constraint)
         return self._kept[constraint]
 
-
-def _of(tokens: Sequence[int], size: int) -> Bools:
-    found = np.zeros(size, np.bool_)
-    found[list(tokens)] = True
-    return found
+    def _automata(self, regex: str) -> Automata:
+        found = self._store.load(regex)
+        if found is None:
+            found = Automata.of(regex, self._vocabulary.packed)
+            self._store.save(regex, found)
+        return found

@@ -47,42 +47,6 @@ def escaped(text: str) -> str:
     return "".join("\\" + c if c in _SYNTAX else c for c in text)
 
 
-def without(regex: str, characters: str) -> str:
-    """The expression of the same texts but for those with one of some characters.
-
-    Only what stands for many characters is looked at: classes, the dot, and classes by name.
-    """
-    all_but = f"[^{characters}]"
-    dot = all_but if re.search(r"\(\?[a-zA-Z]*s", regex) else f"[^\\n{characters}]"
-    found, at = [], 0
-    while at < len(regex):
-        end = _piece(regex, at)
-        piece = regex[at:end]
-        if piece == ".":
-            piece = dot
-        elif piece[0] == "[" or piece[:2] in ("\\D", "\\S", "\\W", "\\P", "\\p"):
-            piece = f"[{piece}&&{all_but}]"
-        found.append(piece)
-        at = end
-    return "".join(found)
-
-
-def _piece(regex: str, at: int) -> int:
-    """Where the class, the escape or the character that begins here ends."""
-    if regex[at] == "\\":
-        escape = re.compile(r"\\(?:[pPxuU]\{[^}]*\}|.)", re.DOTALL).match(regex, at)
-        return escape.end() if escape else at + 1
-    if regex[at] != "[":
-        return at + 1
-    # A bracket that closes first thing in a class stands for itself.
-    first = re.compile(r"\[\^?\]?").match(regex, at)
-    assert first is not None
-    end = first.end()
-    while end < len(regex) and regex[end] != "]":
-        end = _piece(regex, end)
-    return end + 1
-
-
 def size(regex: str) -> int:
     """About how many states an automaton over bytes needs, before equal ones become one."""
     groups, last = [0], 0

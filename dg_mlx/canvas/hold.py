@@ -17,7 +17,7 @@ from dg_mlx.errors import ConstraintError
 from dg_mlx.sampling import Noise
 from dg_mlx.settings import GenerationSettings
 
-from .automaton import Ints
+from .compile import Ints
 from .constraint import Guide
 from .lattice import Floats
 from .pins import BlockPins, Pins
@@ -117,7 +117,8 @@ class Block:
     def __init__(self, backend: Backend, pins: BlockPins, barred: Sequence[int]) -> None:
         self._backend, self._pins = backend, pins
         self._fixed_BL, self._soft_BL = mx.array(pins.fixed)[None], mx.array(pins.soft)[None]
-        self._barred = mx.array(list(barred))
+        shape = (1, len(pins.fixed), len(barred))
+        self._barred_BLN = mx.broadcast_to(mx.array(list(barred)), shape)
         self.frozen: NDArray[np.bool_] = pins.fixed >= 0
         """(L,): positions that may not change."""
         self.free_BL = mx.array(~self.frozen)[None] if self.frozen.any() else None
@@ -141,9 +142,9 @@ class Block:
     def look(self, logits_BLV: mx.array, temperature: float) -> Vocabulary:
         """One step's view of the vocabulary. Pinned tokens are certain."""
         if self._pins.unending.any():
-            barred_V = mx.zeros(logits_BLV.shape[-1]).at[self._barred].add(1) > 0
-            barred = mx.array(self._pins.unending)[None, :, None] & barred_V
-            logits_BLV = mx.where(barred, NEVER, logits_BLV)
+            own = mx.take_along_axis(logits_BLV, self._barred_BLN, axis=-1)
+            own = mx.where(mx.array(self._pins.unending)[None, :, None], NEVER, own)
+            logits_BLV = mx.put_along_axis(logits_BLV, self._barred_BLN, own, axis=-1)
         return self._certain(self._backend.vocabulary(logits_BLV, temperature))
 
     def draw(self, noise: Noise, block: int, step: int, scaled_BLV: mx.array) -> mx.array:

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .automaton import Ints, edges
+from .automaton import Edges
+from .compile import Ints
 
-ROWS = 64
-"""Positions whose edges are summed at a time."""
+AT_ONCE = 1_500_000
+"""Edges that are summed at a time, over positions: 12 MB for each array of them."""
 
 Floats = NDArray[np.float64]
 
@@ -30,9 +31,10 @@ IMPOSSIBLE = -1e30
 class _Order:
     """Edges sorted by one of their ends: runs of equal ends."""
 
-    def __init__(self, ends: Ints, sources: Ints, classes: Ints, targets: Ints) -> None:
+    def __init__(self, ends: Ints, edges: Edges) -> None:
         order = np.argsort(ends, kind="stable")
-        self.sources, self.classes, self.targets = sources[order], classes[order], targets[order]
+        self.sources, self.classes = edges.sources_E[order], edges.classes_E[order]
+        self.targets = edges.targets_E[order]
         self.ends, self.starts, run = np.unique(ends[order], return_index=True, return_inverse=True)
         self.run_E = run
         """The number of the run that an edge is in."""
@@ -67,13 +69,11 @@ class Paths:
 class Lattice:
     """Paths through an automaton."""
 
-    def __init__(self, next_QC: Ints) -> None:
-        self.states, self.classes = next_QC.shape
-        all_ = edges(next_QC)
-        sources, classes, targets = all_
-        self._by_source = _Order(sources, *all_)
-        self._by_class = _Order(classes, *all_)
-        self._by_target = _Order(targets, *all_)
+    def __init__(self, edges: Edges, states: int) -> None:
+        self._states = states
+        self._by_source = _Order(edges.sources_E, edges)
+        self._by_class = _Order(edges.classes_E, edges)
+        self._by_target = _Order(edges.targets_E, edges)
 
     def paths(self, score_LC: Floats, start: int, last_Q: Floats) -> Paths:
         """Sums over all paths. `score_LC`: log weight of a class at a position; `last_Q`: of ending
@@ -82,9 +82,10 @@ class Lattice:
         forward = self._forward(score_LC, start, self._by_target.sum)
         backward = self._backward(score_LC, last_Q)
         order = self._by_class
-        weight = np.full((len(score_LC), self.classes), IMPOSSIBLE)
-        for first in range(0, len(score_LC), ROWS):
-            rows = slice(first, first + ROWS)
+        weight = np.full(score_LC.shape, IMPOSSIBLE)
+        step = max(1, AT_ONCE // len(order.sources))
+        for first in range(0, len(score_LC), step):
+            rows = slice(first, first + step)
             value = forward[:-1][rows, order.sources] + backward[1:][rows, order.targets]
             weight[rows, order.ends] = order.sum(value)
         return Paths(forward=forward, weight_LC=weight, total=float(backward[0][start]))
@@ -116,7 +117,7 @@ class Lattice:
 
     def _forward(self, score_LC: Floats, start: int, join: Callable[[Floats], Floats]) -> Floats:
         order = self._by_target
-        found = np.full((len(score_LC) + 1, self.states), IMPOSSIBLE)
+        found = np.full((len(score_LC) + 1, self._states), IMPOSSIBLE)
         found[0, start] = 0
         for at, score_C in enumerate(score_LC):
             value = found[at][order.sources] + score_C[order.classes]
@@ -125,7 +126,7 @@ class Lattice:
 
     def _backward(self, score_LC: Floats, last_Q: Floats) -> Floats:
         order = self._by_source
-        found = np.full((len(score_LC) + 1, self.states), IMPOSSIBLE)
+        found = np.full((len(score_LC) + 1, self._states), IMPOSSIBLE)
         found[-1] = last_Q
         for at in range(len(score_LC) - 1, -1, -1):
             value = found[at + 1][order.targets] + score_LC[at][order.classes]
@@ -141,7 +142,7 @@ class Lattice:
     ) -> Ints:
         """Classes from the last position to the first, one edge chosen among those that lead on."""
         order, length = self._by_target, len(score_LC)
-        run_Q = np.full(self.states, -1, np.int32)
+        run_Q = np.full(self._states, -1, np.int32)
         run_Q[order.ends] = np.arange(len(order.ends))
         stops = np.append(order.starts[1:], len(order.sources))
         found = np.empty(length, np.int32)

@@ -13,7 +13,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from dg_mlx.canvas.automaton import MOST_STATES
+from dg_mlx.canvas.compile import MOST_STATES
 from dg_mlx.canvas.expression import COLON, SPACE, bracketed, either, escaped, repeat, size
 from dg_mlx.errors import ConstraintError
 

@@ -12,7 +12,7 @@ Ranges = tuple[tuple[int, int], ...]
 
 _ALL: Ranges = ((0, 0x10FFFF),)
 _BEYOND_ASCII = (0x80, 0x10FFFF)
-# Without plane 16, which has private characters only, and code points that automata use as marks.
+# Without plane 16, which has private characters only.
 _PLAIN: Ranges = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0xD7FF), (0xE000, 0xFFFFF))
 _ESCAPES = {'"': '"', "\\": "\\", "/": "/", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
 _IN_CLASS = frozenset("\\^[]-&~|#")
