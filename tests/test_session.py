@@ -125,7 +125,9 @@ def test_commands_change_what_follows(tmp_path: Path, capsys: Capture) -> None:
     chat.take("/set entropy_bound default")
     assert "entropy_bound = 0.1:" in capsys.readouterr().out
     chat.take("/stats")
-    assert "2 steps" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "2 steps" in shown
+    assert "prompt 7 tokens in 0.50 s" in shown
     assert not chat.take("/exit")
 
 

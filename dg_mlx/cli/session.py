@@ -270,7 +270,7 @@ class Session:
         for call in last.tool_calls:
             self.screen.aside(f"calls {json.dumps(call['function'], ensure_ascii=False)}")
         if text:
-            self.screen.aside(stats_line(last.stats))
+            self.screen.aside(stats_line(last.stats, brief=True))
 
     def _remark(self, line: str) -> None:
         """What holds for many turns is said once."""

@@ -70,18 +70,20 @@ def size(count: float) -> str:
     return f"{count:.0f} B"
 
 
-def stats_line(stats: Stats) -> str:
-    """What an answer cost, in one line."""
+def stats_line(stats: Stats, *, brief: bool = False) -> str:
+    """What an answer cost, in one line; `brief`: without prompt and memory."""
     steps = f"{stats.steps} step" + ("" if stats.steps == 1 else "s")
-    return " · ".join(
-        (
-            f"{stats.tokens} tokens in {steps} ({stats.tokens_per_step:.1f} tokens/step)",
-            f"{stats.denoise_s + stats.commit_s:.2f} s",
-            f"{stats.tokens_per_second:.0f} tok/s",
-            f"prompt {stats.prompt_tokens} tokens in {stats.prefill_s:.2f} s",
-            f"peak {stats.peak_gb:.2f} GB",
-        )
+    answer = (
+        f"{stats.tokens} tokens in {steps} ({stats.tokens_per_step:.1f} tokens/step)",
+        f"{stats.denoise_s + stats.commit_s:.2f} s",
+        f"{stats.tokens_per_second:.0f} tok/s",
     )
+    known = f", {stats.cached_tokens} of them known," if stats.cached_tokens else ""
+    rest = (
+        f"prompt {stats.prompt_tokens} tokens{known} in {stats.prefill_s:.2f} s",
+        f"peak {stats.peak_gb:.2f} GB",
+    )
+    return " · ".join(answer if brief else answer + rest)
 
 
 def empty_answer(reason: str, thought: str) -> str:
