@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 
 from dg_mlx.model.media import ImagePatches, Media
@@ -39,7 +41,7 @@ def prompt(shape: Shape, parts: list[int | Grid], seed: int = 0) -> Prompt:
                 start=len(ids),
                 tokens=tokens,
                 row=0,
-                key=f"{seed}-{len(images)}",
+                key=hashlib.sha256(pixels.tobytes()).hexdigest(),
             )
         )
         ids += [shape.image_token] * tokens + [shape.end_image]
