@@ -4,7 +4,7 @@ A prompt is two files of one name in the folder: NAME.safetensors holds the keys
 NAME.json says what they are of:
 
     {"version": 1, "model": …, "ids": […], "images": [[start, tokens, key], …],
-     "places": [tokens, …], "bytes": …, "sha256": …}
+     "places": [tokens, …], "sha256": …}
 
 The JSON is written last, so a prompt without one is not there. A file that is not what its checksum
 says is deleted. What cannot be written is not: the disk is a help, and nothing depends on it.
@@ -115,8 +115,7 @@ class PrefixStore:
             for slot, array in enumerate(mark.sliding):
                 if array is not None:
                     arrays[f"sliding.{mark.tokens}.{slot}"] = array
-        size = sum(array.nbytes for array in arrays.values())
-        if size > self._limit:
+        if sum(array.nbytes for array in arrays.values()) > self._limit:
             return
         about = {
             "version": VERSION,
@@ -124,7 +123,6 @@ class PrefixStore:
             "ids": list(ids[:last]),
             "images": [i for i in outlines(images) if i[0] < last],
             "places": [mark.tokens for mark in marks],
-            "bytes": size,
         }
         name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
         path = self.folder / f"{name}.json"

@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
     session = _session(args, screen, save=interactive)
     try:
         if once:
-            session.take(text) if not text.startswith("/") else session.say(text)
-            return session.failed
+            session.say(text)
+            return 0
         read = _keyboard(session) if interactive else PipeInput(sys.stdin).read
         if interactive:
             if not _is_here(args.model):

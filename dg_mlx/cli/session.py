@@ -245,7 +245,7 @@ class Session:
             "constraint": self.sampling.constraint,
         }
         answer = begin(options)
-        self.events, started, text = [], perf_counter(), ""
+        self.events, started = [], perf_counter()
         with ctrl_c_sets(cancel), self.screen.answer(self.engine, settings) as show:
             for event in answer:
                 if isinstance(event, (LeftOut, Unsaved)):
@@ -253,16 +253,15 @@ class Session:
                     continue
                 self.events.append((perf_counter() - started, event))
                 show(event)
-                if isinstance(event, Committed):
-                    text += event.text
+        self._conclude()
+
+    def _conclude(self) -> None:
+        """What is said beside an answer."""
         _, last = self.events[-1]
         assert isinstance(last, Done)
-        self._conclude(last, text)
-
-    def _conclude(self, last: Done, text: str) -> None:
-        """What is said beside an answer."""
         self.stats = last.stats
-        thought = "".join(e.thought for _, e in self.events if isinstance(e, Committed))
+        blocks = [event for _, event in self.events if isinstance(event, Committed)]
+        text, thought = ("".join(getattr(b, name) for b in blocks) for name in ("text", "thought"))
         if last.reason == "cancelled":
             note("stopped" if text else "stopped; the turn is forgotten")
         elif not text.strip() and not last.tool_calls:

@@ -8,12 +8,14 @@ Legend: B batch, S context, L canvas, R tokens behind the canvas.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dg_mlx.model import Media
+from dg_mlx.processor import Prompt
+from dg_mlx.processor.padded import Padded
 
 Ids = NDArray[np.int32]
 Mask = NDArray[np.bool_]
@@ -101,45 +103,35 @@ def collate(examples: Sequence[Example], draw: Draw) -> Batch:
     assert all(e.held is None or len(e.held) == len(e.answer) for e in examples)
     starts = [int(block) * length for block in draw.block_B]
     pairs = list(zip(examples, starts, strict=True))
-    context_BS, context_real_BS = _padded([[*e.ids, *e.answer[:at]] for e, at in pairs], left=True)
-    later_BR, later_real_BR = _padded([e.answer[at + length :] for e, at in pairs], left=False)
+    context = Padded.of([Prompt(ids=[*e.ids, *e.answer[:at]], media=e.media) for e, at in pairs])
+    later_BR, later_real_BR = _padded([e.answer[at + length :] for e, at in pairs])
     canvas_BL = np.array([e.answer[at : at + length] for e, at in pairs], np.int32)
     noise_BL, copied_BL = draw.noise_BL, draw.copied_BL
     if copied_BL is not None:
         own_BL = np.take_along_axis(canvas_BL, np.maximum(copied_BL, 0), axis=1)
         noise_BL = np.where(copied_BL >= 0, own_BL, noise_BL)
+    real_BS = context.real_BS
     held_BL = np.zeros(canvas_BL.shape, np.bool_)
     for row, (example, at) in enumerate(pairs):
         if example.held is not None:
             held_BL[row] = example.held[at : at + length]
     return Batch(
-        context_BS=context_BS,
-        context_real_BS=context_real_BS,
+        context_BS=context.ids_BS,
+        context_real_BS=np.ones(context.ids_BS.shape, np.bool_) if real_BS is None else real_BS,
         canvas_BL=canvas_BL,
         noisy_BL=np.where(draw.replaced_BL & ~held_BL, noise_BL, canvas_BL).astype(np.int32),
         conditioned_B=draw.conditioned_B,
         later_BR=later_BR,
         later_real_BR=later_real_BR,
-        media=_media(examples, context_real_BS.argmax(axis=1)),
+        media=context.media,
     )
 
 
-def _padded(rows: Sequence[Sequence[int]], *, left: bool) -> tuple[Ids, Mask]:
-    """Rows of different length as one array, with id 0 as padding, and what is real."""
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[Ids, Mask]:
+    """Rows of different length as one array, with id 0 behind them, and what is real."""
     longest = max(len(row) for row in rows)
     ids = np.zeros((len(rows), longest), np.int32)
     real = np.zeros((len(rows), longest), np.bool_)
     for index, row in enumerate(rows):
-        place = slice(longest - len(row), None) if left else slice(len(row))
-        ids[index, place], real[index, place] = row, True
+        ids[index, : len(row)], real[index, : len(row)] = row, True
     return ids, real
-
-
-def _media(examples: Sequence[Example], padding_B: NDArray[np.int64]) -> Media | None:
-    images = tuple(
-        replace(image, row=row, start=image.start + int(padding_B[row]))
-        for row, example in enumerate(examples)
-        if example.media is not None
-        for image in example.media.images
-    )
-    return Media(images=images) if images else None
