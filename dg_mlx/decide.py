@@ -124,7 +124,6 @@ class Voting:
     def decisions(self, prompts: Sequence[Prompt], cancelled: Cancelled) -> Iterator[Decision]:
         """Of each prompt, in their order. Runs on the thread that owns MLX; `cancelled` is asked
         before each batch."""
-        self._backend.activate()
         asked = self._asked
         for run in runs(prompts, asked.draws, self._fit):
             if cancelled():

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -15,6 +15,7 @@ from . import adapter as adapters
 from .backends import Backend, choose
 from .ballot import Ballot
 from .canvas.constraint import Constraint, Guides, Vocabulary
+from .canvas.control import Control
 from .canvas.hold import Answer, Held
 from .canvas.passage import Passage
 from .canvas.pins import Pin, Pins
@@ -34,6 +35,8 @@ from .settings import GenerationSettings
 from .weights import load as load_weights
 from .weights import loaded_bytes, shapes, stored_dtype
 from .worker import WORKER
+
+T = TypeVar("T")
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -79,6 +82,7 @@ class Engine:
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool = False,
         prefix: PrefixCache | None = None,
+        control: Control | None = None,
     ) -> Iterator[Event]:
         """Answer, reporting every step: `Prefilled`, per block `Draft`s and a `Committed`, `Done`.
 
@@ -86,7 +90,8 @@ class Engine:
         randomness that `seed` stands for. `cancel` is looked at between steps. `pins` are tokens
         held fixed, by position in the answer (ids, or texts that begin there); `constraint` is what
         its visible text must be. `prefix` keeps what was read, for later prompts that begin alike:
-        give all turns of a conversation the same one. Runs on the worker's thread; closing the
+        give all turns of a conversation the same one. `control` holds the answer between steps and
+        changes its canvas. Runs on the worker's thread; closing the
         iterator stops it. Raises `PromptError`, `MediaError`, `SettingsError`, `PinError` and
         `ConstraintError` at once, before anything runs.
         """
@@ -95,7 +100,7 @@ class Engine:
                 "no tool can be called under a constraint; leave out one of them."
             )
         prompt = self.prompt(messages, tools=tools, thinking=thinking)
-        settings = settings or self.settings
+        settings, control = settings or self.settings, control or Control()
         canvas = settings.canvas(self.config.canvas_length)
         held = self._held(pins, constraint, settings, prompt, thinking)
         request = Request(
@@ -106,10 +111,15 @@ class Engine:
             reply=self.processor.reply(thinking_open=prompt.thinking_open),
             answer=Answer(held, self.backend, settings, self.config.canvas_length),
             prefix=PrefixCache(marks=0) if prefix is None else prefix,
+            control=control,
         )
+        cancels = [control.stopped] if cancel is None else [control.stopped, cancel]
         return WORKER.stream(
-            lambda cancelled: Generation(self.model, self.backend, request, cancelled).events(),
-            cancel,
+            lambda cancelled: self._here(
+                Generation(self.model, self.backend, request, cancelled).events()
+            ),
+            cancels,
+            control.gate,
         )
 
     def generate(self, messages: Messages | Prompt, **options: Any) -> Reply:
@@ -168,7 +178,7 @@ class Engine:
             )
         read = self._read(list(prompts), asked.settings, tools)
         voting = Voting(self.model, self.backend, asked)
-        return WORKER.stream(lambda cancelled: voting.decisions(read, cancelled))
+        return WORKER.stream(lambda cancelled: self._here(voting.decisions(read, cancelled)))
 
     def lengths(
         self,
@@ -208,6 +218,16 @@ class Engine:
         if tools or thinking:
             raise PromptError("a Prompt is already encoded; pass tools and thinking to encode.")
         return messages
+
+    def _here(self, items: Iterator[T]) -> Iterator[T]:
+        """Items of a job, made on this device: other jobs have their turns between them."""
+        while True:
+            self.backend.activate()
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            yield item
 
     def _read(
         self,

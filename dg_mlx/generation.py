@@ -6,7 +6,7 @@ Legend: B batch (1 here), L canvas, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from time import perf_counter
 
@@ -14,8 +14,10 @@ import mlx.core as mx
 import numpy as np
 
 from .backends import Backend
+from .canvas.control import Control
 from .canvas.hold import Answer
 from .canvas.trust import Tracker
+from .errors import DGError, PinError
 from .events import Committed, Done, Draft, Event, Prefilled, Reason, Stats
 from .model import DiffusionGemma
 from .prefix import PrefixCache
@@ -39,6 +41,8 @@ class Request:
     """What it is held to."""
     prefix: PrefixCache
     """What is known of the prompt, and what will be."""
+    control: Control = field(default_factory=Control)
+    """Who may change it while it settles."""
 
 
 class Generation:
@@ -58,13 +62,9 @@ class Generation:
 
     def events(self) -> Iterator[Event]:
         """Run it. `cancelled` is asked between steps and between chunks of the prompt."""
-        self._backend.activate()  # engines on different devices may share the process
         mx.reset_peak_memory()
-        try:
+        with self._request.prefix.claimed() as self._prefix:
             yield from self._run()
-        except Exception:
-            self._request.prefix.forget()  # the cache may be half written
-            raise
 
     def _run(self) -> Iterator[Event]:
         yield from self._prefill()
@@ -81,23 +81,23 @@ class Generation:
                 ended = reason
                 break
             start = perf_counter()
-            self._request.prefix.extend(self._guess)
+            self._prefix.extend(self._guess)
             self._model.prefill(mx.array([self._guess]), self._cache)
             self._commit_s += perf_counter() - start
             self._answer.commit(self._guess)
-        self._request.prefix.save()
+        self._prefix.save()
         yield self._done(ended)
 
     def _prefill(self) -> Iterator[Event]:
         request, start = self._request, perf_counter()
-        self._cache, rest = request.prefix.open(self._model, request.prompt, request.tokens)
+        self._cache, rest = self._prefix.open(self._model, request.prompt, request.tokens)
         if rest.ids:
             ids_BS = mx.array([rest.ids])
             for _ in self._model.prefill_chunks(ids_BS, self._cache, media=rest.media):
-                request.prefix.mark()
+                self._prefix.mark()
                 if self._cancelled():
                     return
-        request.prefix.mark()
+        self._prefix.mark()
         self._cached, self._prefill_s = rest.cached, perf_counter() - start
         yield Prefilled(tokens=self._cache.tokens, cached=rest.cached, seconds=self._prefill_s)
 
@@ -113,12 +113,14 @@ class Generation:
             return
         canvas, conditioning = block.start(noise.initial(number)), None
         earlier: list[mx.array] = []
-        for step in range(1, settings.max_denoising_steps + 1):
+        step, most = 0, settings.max_denoising_steps
+        while step < most:
             if self._cancelled():
                 return
+            step += 1
             start = perf_counter()
             logits = self._model.denoise(canvas, self._cache, conditioning)
-            view = block.look(logits, settings.temperature(step))
+            view = block.look(logits, settings.temperature(min(step, settings.max_denoising_steps)))
             scaled, guess, entropy, _ = view
             accepted = accept(entropy, settings.entropy_bound, block.free_BL)
             sampled = block.draw(noise, number, step, scaled)
@@ -137,7 +139,7 @@ class Generation:
             yield Draft(
                 block=number,
                 step=step,
-                max_steps=settings.max_denoising_steps,
+                max_steps=most,
                 canvas=np.array(canvas[0], dtype=np.int32),
                 guess=best,
                 accepted=np.array(accepted[0]),
@@ -145,8 +147,40 @@ class Generation:
                 entropy=nats,
                 trust=self._trust.now,
             )
-            if stop.item():
+            touched = self._touched(number, canvas.shape)
+            if touched is None:
+                if stop.item():
+                    return
+                continue
+            block = self._answer.block(number)
+            if block.settled is not None:
+                self._guess = block.settled
                 return
+            changed_BL, noise_BL = touched
+            canvas = block.hold(mx.where(noise_BL, noise.renoise(number, step), canvas))
+            conditioning = mx.where(changed_BL[..., None], 0.0, conditioning)  # thought of anew
+            most = step + settings.max_denoising_steps
+
+    def _touched(self, block: int, shape: tuple[int, ...]) -> tuple[mx.array, mx.array] | None:
+        """Where somebody changed the canvas, and where to noise; None: nowhere."""
+        control = self._request.control
+        changed_BL, noise_BL = (np.zeros(shape, np.bool_) for _ in range(2))
+        for touch in control.take():
+            try:
+                if touch.block != block:
+                    raise PinError(
+                        f"block {touch.block + 1} is not the one that settles; change block "
+                        f"{block + 1}."
+                    )
+                self._answer.change(touch, self._model.config.text.vocab_size)
+            except DGError as error:
+                control.report(touch, " ".join(str(error).split()))
+                continue
+            control.report(touch, "")
+            changed_BL[0, list(touch.positions)] = True
+            if touch.what == "noise":
+                noise_BL[0, list(touch.positions)] = True
+        return (mx.array(changed_BL), mx.array(noise_BL)) if changed_BL.any() else None
 
     def _cut(self) -> tuple[list[int], Reason | None]:
         """The block up to its first end token and the length limit, and why it is the last."""

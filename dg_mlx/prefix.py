@@ -7,7 +7,8 @@ have been kept. That is done at the end of every prompt, where turns meet.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,10 +52,25 @@ class PrefixCache:
         self._model: DiffusionGemma | None = None
         self._cache: Cache | None = None
         self._marks: list[Mark] = []
-        self._passing = False
+        self._passing = self._claimed = False
         self._ids: list[int] = []
         self._images: tuple[ImagePatches, ...] = ()
         self._unsaved = 0
+
+    @contextmanager
+    def claimed(self) -> Iterator[PrefixCache]:
+        """This one for a single answer; an answer that comes meanwhile gets an empty one."""
+        if self._claimed:
+            yield PrefixCache(marks=0)
+            return
+        self._claimed = True
+        try:
+            yield self
+        except Exception:
+            self.forget()  # the cache may be half written
+            raise
+        finally:
+            self._claimed = False
 
     @property
     def nbytes(self) -> int:

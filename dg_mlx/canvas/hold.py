@@ -6,19 +6,20 @@ Legend: B batch (1 here), L canvas, V vocabulary, C classes, Q states.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
 from dg_mlx.backends import NEVER, Backend, Vocabulary
-from dg_mlx.errors import ConstraintError
+from dg_mlx.errors import ConstraintError, DGError, PinError
 from dg_mlx.sampling import Noise
 from dg_mlx.settings import GenerationSettings
 
 from .compile import Ints
 from .constraint import Guide
+from .control import Touch
 from .lattice import Floats
 from .pins import BlockPins, Pins
 
@@ -61,6 +62,33 @@ class Answer:
         last = self._last_of(guide, first + left)
         return ConstrainedBlock(self._backend, pins, barred, Part(guide, self._state, last, left))
 
+    def change(self, touch: Touch, vocab: int) -> None:
+        """Pin positions of a block that is settling, or let them go.
+
+        Raises `PinError` and `ConstraintError`, and then nothing has changed.
+        """
+        first = touch.block * self._canvas
+        fixed = dict(self._held.pins.fixed)
+        for at, position in enumerate(touch.positions):
+            if not 0 <= position < self._canvas:
+                raise PinError(f"position {position} is not on the canvas; it has {self._canvas}.")
+            if touch.what == "pin":
+                fixed[first + position] = touch.ids[at]
+            elif touch.what == "release":
+                fixed.pop(first + position, None)
+            elif first + position in fixed:
+                raise PinError(f"position {position} is pinned; release it first.")
+        before = self._held, self._last
+        self._held = replace(self._held, pins=replace(self._held.pins, fixed=fixed))
+        try:
+            self._held.pins.check(tokens=self._tokens, vocab=vocab, ends=self._ends)
+            if self._held.guide is not None:
+                self._last = {}
+                self._look_ahead(self._held.guide, first)
+        except DGError:
+            self._held, self._last = before
+            raise
+
     def commit(self, ids: Sequence[int]) -> None:
         """A block is final."""
         if self._held.guide is not None:
@@ -76,9 +104,12 @@ class Answer:
         found = self._last.get(position)
         return guide.last(self._tokens - position) if found is None else found
 
-    def _look_ahead(self, guide: Guide) -> None:
-        """Which states at the start of a block can still take all the pins behind it."""
-        shortest = guide.shortest(self._state)
+    def _look_ahead(self, guide: Guide, first: int = 0) -> None:
+        """Which states at the start of a block can still take all the pins behind it.
+
+        `first`: the position that comes next.
+        """
+        shortest = first + guide.shortest(self._state)
         if shortest > self._tokens:
             raise ConstraintError(
                 f"the shortest answer that fits the constraint has {shortest} tokens and the limit "
@@ -87,7 +118,7 @@ class Answer:
         pins = BlockPins.of(self._held.pins, 0, self._tokens, self._ends)
         position = max(self._held.pins.fixed, default=-1) + 1
         last = guide.last(self._tokens - position)
-        while position > 0:
+        while position > first:
             if position % self._canvas == 0:
                 self._last[position] = last
             position -= 1

@@ -73,7 +73,7 @@ def train(
         if together.first:
             known = record(settings, setup.base, setup.source.identity)
             run = stack.enter_context(closing(RunFolder(folder, settings, known, force=force)))
-        yield from WORKER.stream(_Run(setup, together, run).events, cancel)
+        yield from WORKER.stream(_Run(setup, together, run).events, [cancel] if cancel else [])
 
 
 def _require_batches(settings: TrainSettings, processes: int) -> None:
