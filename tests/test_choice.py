@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from dg_mlx.cli import choice
-from dg_mlx.cli.fits import Machine
+from dg_mlx.fits import LARGE, Machine
 
 
 def machine(gigabytes: float, backend: str = "metal") -> Machine:
@@ -42,7 +42,7 @@ def test_a_mac_with_enough_memory_is_asked(here) -> None:
         return "y"
 
     here(machine(36))
-    assert choice.choose_model(yes) == choice.LARGE
+    assert choice.choose_model(yes) == LARGE
     assert "Apple M4 with 36.0 GB" in asked[0]
     assert "16.5 GB to download" in asked[0]
 
@@ -50,7 +50,7 @@ def test_a_mac_with_enough_memory_is_asked(here) -> None:
 def test_nothing_is_fetched_without_a_yes(here, capsys) -> None:
     here(machine(36))
     assert choice.choose_model(lambda question: "") == "nano"
-    assert f"--model {choice.LARGE}" in capsys.readouterr().err
+    assert f"--model {LARGE}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("found", [machine(16), machine(64, "cpu")])
@@ -65,5 +65,5 @@ def test_nobody_is_there_to_ask(here) -> None:
 
 
 def test_what_is_there_already_is_taken(here) -> None:
-    here(machine(36), cached=("nano", choice.LARGE))
-    assert choice.choose_model(never) == choice.LARGE
+    here(machine(36), cached=("nano", LARGE))
+    assert choice.choose_model(never) == LARGE

@@ -14,7 +14,7 @@ import fakes
 import pytest
 
 import dg_mlx
-from dg_mlx import cli
+from dg_mlx import cli, units
 from dg_mlx.cli import terminal
 from dg_mlx.errors import BackendError
 from dg_mlx.events import Event
@@ -414,4 +414,4 @@ def test_pipes_get_the_text_as_it_is() -> None:
     [(5, "5 B"), (1500, "1.5 kB"), (3.4e6, "3.4 MB"), (16_542_844_632, "16.5 GB")],
 )
 def test_sizes(count: float, text: str) -> None:
-    assert terminal.size(count) == text
+    assert units.size(count) == text

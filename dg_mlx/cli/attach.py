@@ -10,9 +10,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from dg_mlx.errors import PromptError
+from dg_mlx.units import size
 
 from .options import media_part
-from .terminal import size
 
 MOST_FILE = 1_000_000
 """Bytes of a text file that goes into a turn."""

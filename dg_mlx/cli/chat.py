@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dg_mlx.errors import SettingsError
+from dg_mlx.loading import Loading
 from dg_mlx.presets import preset
 
 from .input import PipeInput, prompt_text
-from .loading import Loading
 from .options import DEFAULT_MODEL, add_model, add_settings, changes_from, open_engine
 from .screen import Screen
 

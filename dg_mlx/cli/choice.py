@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dg_mlx import hub
+from dg_mlx.fits import LARGE, Machine, context_limit, machine, published
+from dg_mlx.units import size
 
-from .fits import Machine, candidates, context_limit, machine
 from .options import DEFAULT_MODEL
-from .terminal import note, size
+from .terminal import note
 
-LARGE = "mlx-community/diffusiongemma-26B-A4B-it-4bit"
-"""The checkpoint that a Mac with enough memory is offered."""
 ENOUGH = 8192
-"""Tokens of context below which it is not."""
+"""Tokens of context below which the large checkpoint is not offered."""
 
 
 def choose_model(ask: Callable[[str], str] | None) -> str:
@@ -35,7 +34,7 @@ def choose_model(ask: Callable[[str], str] | None) -> str:
 
 def _offer(here: Machine) -> str | None:
     """What could be fetched, in a sentence; None where it does not fit."""
-    found = next(model for model in candidates() if model.name.endswith("4bit"))
+    found = published("4bit")
     context = context_limit(found, here)
     if context < ENOUGH:
         return None

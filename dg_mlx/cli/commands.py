@@ -14,10 +14,11 @@ from dg_mlx.conversation import Store, export, import_
 from dg_mlx.errors import ConversationError, DGError, PromptError, SettingsError
 from dg_mlx.presets import PRESETS, preset
 from dg_mlx.signs import harmless
+from dg_mlx.units import size
 
 from .attach import is_file, unquoted
 from .options import SETTINGS, json_file
-from .terminal import size, stats_line
+from .terminal import stats_line
 
 if TYPE_CHECKING:
     from .session import Session
@@ -229,9 +230,8 @@ def _model(session: Session, value: str) -> None:
     """Which model answers, and how it fits."""
     if value:
         session.change_model(value)
+    from dg_mlx.fits import candidate, machine, verdict
     from dg_mlx.hub import find
-
-    from .fits import candidate, machine, verdict
 
     engine, name = session.engine, session.model
     device = engine.backend.describe()

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dg_mlx.errors import CheckpointError, SettingsError
+from dg_mlx.units import size
 
 from .options import add_device
-from .terminal import note, size
+from .terminal import note
 
 _EXAMPLES = """
 examples:

@@ -12,9 +12,7 @@ from typing import Any
 
 from dg_mlx import __version__, hub
 from dg_mlx.errors import SettingsError
-from dg_mlx.plan import MemoryPlan, plan
-
-from .fits import (
+from dg_mlx.fits import (
     Candidate,
     Machine,
     candidate,
@@ -25,7 +23,8 @@ from .fits import (
     machine,
     package_version,
 )
-from .terminal import size
+from dg_mlx.plan import MemoryPlan, plan
+from dg_mlx.units import size
 
 CONTEXTS = (4_096, 16_384, 65_536, 131_072, 262_144)
 

@@ -8,10 +8,9 @@ import sys
 from dg_mlx import hub
 from dg_mlx.config import ModelConfig
 from dg_mlx.errors import HubError
+from dg_mlx.fits import candidate, machine, verdict
 from dg_mlx.plan import parameters
-
-from .fits import candidate, machine, verdict
-from .terminal import size
+from dg_mlx.units import size
 
 _EXAMPLES = """
 examples:

@@ -1,4 +1,4 @@
-"""What the verbs write: text that cannot harm a terminal, and numbers as people read them."""
+"""What the verbs write: text that cannot harm a terminal, and what an answer cost."""
 
 from __future__ import annotations
 
@@ -60,14 +60,6 @@ class Progress:
         if self._on:
             sys.stderr.write(f"\r\x1b[2K{line}")
             sys.stderr.flush()
-
-
-def size(count: float) -> str:
-    """Bytes in decimal units: "16.5 GB"."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count:.0f} B"
 
 
 def stats_line(stats: Stats, *, brief: bool = False) -> str:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dg_mlx.errors import SettingsError
 from dg_mlx.train.settings import DECAYS, OPTIMIZERS, TrainSettings
+from dg_mlx.units import size
 
-from .terminal import note, size
+from .terminal import note
 
 if TYPE_CHECKING:
     from dg_mlx.train.metrics import Evaluated, Event, Started, Stepped

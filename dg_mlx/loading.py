@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dg_mlx.engine import Engine
+    from .engine import Engine
 
 
 class Loading:
@@ -34,6 +35,11 @@ class Loading:
         """It is loaded, or failed to."""
         return not self._thread.is_alive()
 
+    @property
+    def failed(self) -> bool:
+        """It raised something."""
+        return self._error is not None
+
     def check(self) -> None:
         """Raise what the loading raised."""
         if self._error is not None:
@@ -55,4 +61,13 @@ class Loading:
         try:
             self._engine = self._load()
         except BaseException as error:  # raised where it is waited for
+            _let_go(error)
             self._error = error
+
+
+def _let_go(error: BaseException) -> None:
+    """Forget the values of the frames that raised: they hold what was read of the weights."""
+    each: BaseException | None = error
+    while each is not None:
+        traceback.clear_frames(each.__traceback__)
+        each = each.__context__

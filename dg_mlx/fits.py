@@ -1,4 +1,4 @@
-"""What fits into this machine's memory, for `doctor` and `models`."""
+"""What fits into this machine's memory."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from dg_mlx import hub
-from dg_mlx.config import ModelConfig
-from dg_mlx.plan import (
+from . import hub
+from .config import ModelConfig
+from .plan import (
     BF16,
     DIFFUSION_GEMMA_26B,
     FP32,
@@ -19,9 +19,16 @@ from dg_mlx.plan import (
     largest_context,
     weight_bytes,
 )
+from .units import size
 
-from .terminal import size
-
+REPOS: dict[Recipe, str] = {
+    "bf16": "google/diffusiongemma-26B-A4B-it",
+    "8bit": "mlx-community/diffusiongemma-26B-A4B-it-8bit",
+    "4bit": "mlx-community/diffusiongemma-26B-A4B-it-4bit",
+}
+"""Where the hub has the 26B checkpoint, by its form."""
+LARGE = REPOS["4bit"]
+"""The one that a machine with enough memory is offered."""
 RESERVED_SHARE = 0.1
 """Share of the memory left to the system and to what a plan does not count."""
 
@@ -60,7 +67,7 @@ class Candidate:
 def machine(backend: str = "auto") -> Machine:
     """This machine through a backend, or without MLX what the system says."""
     try:
-        from dg_mlx.backends import choose
+        from .backends import choose
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "mlx":
             raise
@@ -90,17 +97,17 @@ def machine(backend: str = "auto") -> Machine:
 
 def candidates() -> list[Candidate]:
     """nano, and the 26B checkpoint in its published forms."""
-    nano = candidate("nano", hub.bundled_folder("nano"))
-    large = [
-        Candidate(
-            name=f"26B-A4B {recipe}",
-            config=DIFFUSION_GEMMA_26B,
-            stored_bytes=weight_bytes(DIFFUSION_GEMMA_26B, recipe),
-            packed=recipe != "bf16",
-        )
-        for recipe in RECIPES
-    ]
-    return [nano, *large]
+    return [candidate("nano", hub.bundled_folder("nano")), *map(published, RECIPES)]
+
+
+def published(recipe: Recipe) -> Candidate:
+    """The 26B checkpoint in one of its forms."""
+    return Candidate(
+        name=f"26B-A4B {recipe}",
+        config=DIFFUSION_GEMMA_26B,
+        stored_bytes=weight_bytes(DIFFUSION_GEMMA_26B, recipe),
+        packed=recipe != "bf16",
+    )
 
 
 def candidate(name: str, path: Path) -> Candidate:
@@ -123,11 +130,14 @@ def loaded_bytes(found: Candidate, itemsize: int) -> int:
     return found.stored_bytes if found.packed else found.stored_bytes * itemsize // BF16
 
 
-def context_limit(found: Candidate, here: Machine) -> int:
-    """Most tokens of context that fit; 0 when the checkpoint does not."""
+def context_limit(found: Candidate, here: Machine, *, beside: int = 0) -> int:
+    """Most tokens of context that fit; 0 when the checkpoint does not.
+
+    `beside`: bytes of weights that are in memory already.
+    """
     return largest_context(
         found.config,
-        here.usable_bytes,
+        here.usable_bytes - beside,
         weights_bytes=loaded_bytes(found, here.itemsize),
         itemsize=here.itemsize,
         unpacks=found.packed and here.unpacks,
