@@ -10,10 +10,21 @@ from typing import Any
 import numpy as np
 
 from dg_mlx.events import Committed, Done, Draft, Event, Prefilled, Stats, Trust
+from dg_mlx.processor.reply import ControlTokens
 from dg_mlx.settings import GenerationSettings
 
 CANVAS = 4
 END = 1
+CONTROL = ControlTokens(
+    opens={},
+    closes={},
+    ends=frozenset([END]),
+    quote=None,
+    special=frozenset([END]),
+    bytes={},
+    thought=None,
+    turn_end=END,
+)
 
 
 def stats(tokens: int, steps: int = 2) -> Stats:
@@ -50,7 +61,9 @@ class FakeEngine:
             confidence_threshold=0.005,
             eos_token_id=(END,),
         )
-        self.config = SimpleNamespace(text=SimpleNamespace(vocab_size=384))
+        text = SimpleNamespace(vocab_size=384, max_position_embeddings=1024)
+        self.config = SimpleNamespace(text=text, canvas_length=CANVAS)
+        self.processor = SimpleNamespace(control=CONTROL, piece=lambda token: f"<{token}>")
         self.dtype = "float32"
         self.backend = SimpleNamespace(
             describe=lambda: SimpleNamespace(

@@ -15,10 +15,11 @@ from scripted import BYTE, END, THINK, THOUGHT
 from dg_mlx.cli.canvas import background as asking
 from dg_mlx.cli.canvas.background import answered, background
 from dg_mlx.cli.canvas.frame import Frames
+from dg_mlx.cli.canvas.fresh import Fresh
 from dg_mlx.cli.canvas.ink import Ink, depth, palette
-from dg_mlx.cli.canvas.states import States
 from dg_mlx.cli.canvas.status import status
 from dg_mlx.events import Committed, Draft
+from dg_mlx.replay.states import State, States
 
 YES, NO = True, False
 
@@ -50,7 +51,7 @@ def read(made: Frames, view: Any = "guess") -> str:
 
 def test_states_of_positions() -> None:
     states, guess = States(), [9] * 6
-    states.note(
+    now = states.note(
         draft(
             1,
             guess,
@@ -60,10 +61,10 @@ def test_states_of_positions() -> None:
         )
     )
     # In the first step nothing has shown that it stays.
-    first = [Ink.NOISE, Ink.CANDIDATE, Ink.CANDIDATE, Ink.CANDIDATE, Ink.NOISE, Ink.FROZEN]
-    assert states.now.tolist() == first
+    first = [State.NOISE, *[State.CANDIDATE] * 3, State.NOISE, State.FROZEN]
+    assert now.tolist() == first
     for step in (2, 3):
-        states.note(
+        now = states.note(
             draft(
                 step,
                 guess,
@@ -73,18 +74,18 @@ def test_states_of_positions() -> None:
                 frozen=[NO, NO, NO, NO, NO, YES],
             )
         )
-    then = [Ink.NOISE, Ink.CANDIDATE, Ink.SETTLED, Ink.RENOISED, Ink.CANDIDATE, Ink.FROZEN]
-    assert states.now.tolist() == then
+    then = [State.NOISE, State.CANDIDATE, State.SETTLED, State.RENOISED, State.CANDIDATE]
+    assert now.tolist() == [*then, State.FROZEN]
 
 
 def test_what_settles_is_fresh_once_even_if_frames_are_left_out() -> None:
-    states = States()
-    states.note(draft(1, [9, 9], accepted=[YES, YES], settled=[1, 0]))
-    assert states.show().tolist() == [Ink.FRESH, Ink.CANDIDATE]
+    states, fresh = States(), Fresh()
+    first = states.note(draft(1, [9, 9], accepted=[YES, YES], settled=[1, 0]))
+    assert fresh.inks(first).tolist() == [Ink.FRESH, Ink.CANDIDATE]
     states.note(draft(2, [9, 9], accepted=[YES, YES], settled=[2, 1]))
-    states.note(draft(3, [9, 9], accepted=[YES, YES], settled=[3, 2]))
-    assert states.show().tolist() == [Ink.SETTLED, Ink.FRESH]
-    assert states.show().tolist() == [Ink.SETTLED, Ink.SETTLED]
+    third = states.note(draft(3, [9, 9], accepted=[YES, YES], settled=[3, 2]))
+    assert fresh.inks(third).tolist() == [Ink.SETTLED, Ink.FRESH]
+    assert fresh.inks(third).tolist() == [Ink.SETTLED, Ink.SETTLED]
 
 
 # Text --------------------------------------------------------------------------------------------

@@ -18,11 +18,11 @@ from dg_mlx.cli import chat as chat_verb
 from dg_mlx.cli import main
 from dg_mlx.cli.commands import COMMANDS
 from dg_mlx.cli.input import PipeInput
-from dg_mlx.cli.loading import Loading
 from dg_mlx.cli.screen import Screen
 from dg_mlx.cli.session import Sampling, Session
 from dg_mlx.conversation import Conversation, Store
 from dg_mlx.errors import CheckpointError, PromptError
+from dg_mlx.loading import Loading
 
 
 @pytest.fixture(autouse=True)
@@ -498,3 +498,15 @@ def test_the_greeting_names_a_puzzle(capsys: Capture) -> None:
     shown = capsys.readouterr().out
     assert "A 1.3.\nB .41.\nC ....\nD ..21" in shown
     assert "a toy of" in shown
+
+
+def test_an_answer_can_be_replayed_on_another_day() -> None:
+    chat = Chat(["on", "e"], ["two"], saved=True)
+    chat.take("first")
+    chat.take("second")
+    chat.close()
+    kept = Store().read(chat.conversation.id)
+    answers = [message for message in kept.line if message.role == "assistant"]
+    recordings = [kept.recording(message.id) for message in answers]
+    assert [r.frames[0]["prompt"] for r in recordings] == ["first", "second"]
+    assert [r.text for r in recordings] == ["one", "two"]

@@ -17,6 +17,7 @@ from dg_mlx.conversation import Conversation, LeftOut, Store, Unsaved
 from dg_mlx.errors import ConversationError, DGError, SettingsError
 from dg_mlx.events import Committed, Done, Event, Stats
 from dg_mlx.presets import DEFAULT, preset
+from dg_mlx.replay import Recorder, Recording
 from dg_mlx.settings import GenerationSettings
 
 from . import attach
@@ -25,8 +26,8 @@ from .terminal import empty_answer, note, stats_line
 if TYPE_CHECKING:
     from dg_mlx.canvas.constraint import Constraint
     from dg_mlx.engine import Engine
+    from dg_mlx.loading import Loading
 
-    from .loading import Loading
     from .screen import Screen
 
 
@@ -245,6 +246,8 @@ class Session:
             "constraint": self.sampling.constraint,
         }
         answer = begin(options)
+        before = self.conversation.tree.head
+        recorder: Recorder | None = None
         self.events, started = [], perf_counter()
         with ctrl_c_sets(cancel), self.screen.answer(self.engine, settings) as show:
             for event in answer:
@@ -252,8 +255,28 @@ class Session:
                     self._remark(event.line)
                     continue
                 self.events.append((perf_counter() - started, event))
+                recorder = recorder or self._recorder(settings)
+                recorder.take(event)
                 show(event)
+        head = self.conversation.tree.head
+        if recorder is not None and head is not None and head != before:
+            self.conversation.record(head, Recording(recorder.frames))
         self._conclude()
+
+    def _recorder(self, settings: GenerationSettings) -> Recorder:
+        """Of an answer that has begun: `dg-mlx replay` shows it again on another day."""
+        recorder = Recorder(
+            self.engine.processor, ends=settings.eos_token_id, most=settings.max_new_tokens
+        )
+        said = (m.text for m in reversed(self.conversation.line) if m.role == "user")
+        recorder.begin(
+            model=self.model,
+            prompt=next(said, ""),
+            settings=settings,
+            seed=self.sampling.seed,
+            length=settings.canvas(self.engine.config.canvas_length),
+        )
+        return recorder
 
     def _conclude(self) -> None:
         """What is said beside an answer."""

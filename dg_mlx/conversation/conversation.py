@@ -18,12 +18,14 @@ from .context import Context, LeftOut, Notice, Said, Unsaved, said, spoken, syst
 from .journal import Journal
 from .media import MediaFiles
 from .message import Content, Message, Role, Text, now
+from .recordings import Recordings
 from .summary import title
 from .tree import Added, Change, Forgotten, Moved, System, Title, Tree, Way
 
 if TYPE_CHECKING:
     from dg_mlx.engine import Engine
     from dg_mlx.prefix import PrefixCache
+    from dg_mlx.replay import Recording
 
 Stream = Iterator[Event | Notice]
 
@@ -45,13 +47,16 @@ class Conversation:
         model: str = "",
         journal: Journal | None = None,
         damaged: int = 0,
+        recordings: Recordings | None = None,
     ) -> None:
-        """A new one; a store gives a journal and what was damaged to those that it loads."""
+        """A new one; a store gives those that it loads a journal, what was damaged, and their
+        recordings."""
         self.model = model
         """The name that answers to come are kept under."""
         self.journal = journal or Journal(Tree(), MediaFiles())
         self.damaged = damaged
         """Lines of the log that were skipped, since they could not be read."""
+        self.recordings = recordings or Recordings()
         self._context = Context()
         self._answering = threading.Lock()
         self._streams: WeakSet[Generator[Event | Notice]] = WeakSet()
@@ -115,6 +120,29 @@ class Conversation:
     def branches(self, id: str) -> tuple[Message, ...]:
         """A message and those that were said in its place, oldest first."""
         return self.tree.after(self.tree[id].parent)
+
+    # How answers settled.
+
+    @property
+    def recorded(self) -> frozenset[str]:
+        """The messages that `recording` has one of."""
+        return self.recordings.of(self.tree.messages)
+
+    def recording(self, id: str) -> Recording | None:
+        """How a message settled; None: nobody recorded it, or that is too long ago.
+
+        Raises `ConversationError`: there is no such message, and `StoreError`: it is damaged.
+        """
+        return self.recordings.get(self.tree[id].id)
+
+    def record(self, id: str, recording: Recording) -> None:
+        """Keep how a message settled, beside the conversation; the oldest recordings go.
+
+        What cannot be written stays in memory, and is tried again with the next one. Raises
+        `ConversationError`: there is no such message, or the conversation is closed.
+        """
+        self.journal.require_open()
+        self.recordings.put(self.tree[id].id, recording, self.journal.folder)
 
     # Answers. The iterator yields the engine's events and, before them or before `Done`, notices.
 

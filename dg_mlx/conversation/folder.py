@@ -4,6 +4,7 @@ ID/
   log.jsonl   every change, as it was made
   meta.json   what a list says of it
   media/      pictures and videos
+  recordings/ how answers settled
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import BinaryIO
 
 from dg_mlx.disk import lock, sync
 from dg_mlx.errors import StoreError
+from dg_mlx.replay.files import write
 
 from .log import Log, first_line, lines
 from .media import MediaFiles
@@ -72,6 +74,14 @@ class Folder:
                 self._write(changes, media)
         media.stored(_files(changes), self.path / MEDIA)
         Summary.of(self.path.name, tree).write(self.path, self._end)
+
+    def put(self, place: str, name: str, data: bytes) -> None:
+        """Write a file into a folder of this one, whole or not at all. Raises `StoreError`."""
+        with store_errors(self.path):
+            if self._lock is None:
+                self._take(self.path)
+            (self.path / place).mkdir(exist_ok=True)
+            write(self.path / place / name, data)
 
     def close(self) -> None:
         """Let others write it."""

@@ -24,6 +24,7 @@ from .journal import Journal
 from .jsonl import dump
 from .log import Log
 from .media import MediaFiles
+from .recordings import Recordings
 from .summary import Summary
 from .tree import Tree
 
@@ -76,7 +77,9 @@ class Store:
         """Save one that belongs to no store, now and with every change. Raises `StoreError`."""
         if conversation.id:
             raise StoreError(f"this conversation is saved already, as {conversation.id}.")
-        conversation.journal.save_in(self._new())
+        folder = self._new()
+        conversation.journal.save_in(folder)
+        conversation.recordings.move(folder)
 
     def load(self, id: str) -> Conversation:
         """Go on with a conversation; close it when done.
@@ -85,14 +88,14 @@ class Store:
         that cannot be written, it goes on in memory: `Conversation.unsaved`.
         """
         folder, log = Folder.open(self._folder(id))
-        return _conversation(log, Journal(log.tree, MediaFiles(folder.path / MEDIA), folder))
+        return _conversation(log, folder.path, folder)
 
     def read(self, id: str) -> Conversation:
         """A copy in memory, also of one that is open elsewhere. Raises `StoreError`."""
         path = self._folder(id)
         with store_errors(path):
             log = Log.read(path / LOG)
-        return _conversation(log, Journal(log.tree, MediaFiles(path / MEDIA)))
+        return _conversation(log, path)
 
     def list(self) -> Sequence[Summary]:
         """All conversations, what changed last first. Raises `StoreError`."""
@@ -174,8 +177,14 @@ class Store:
                 shutil.rmtree(path)
 
 
-def _conversation(log: Log, journal: Journal) -> Conversation:
-    return Conversation(model=log.tree.model, journal=journal, damaged=log.damaged)
+def _conversation(log: Log, path: Path, folder: Folder | None = None) -> Conversation:
+    """What a log says. `path`: where it is; `folder`: where it is saved, if it is."""
+    return Conversation(
+        model=log.tree.model,
+        journal=Journal(log.tree, MediaFiles(path / MEDIA), folder),
+        damaged=log.damaged,
+        recordings=Recordings(path),
+    )
 
 
 def _summaries(folders: Iterable[Path]) -> Sequence[Summary]:

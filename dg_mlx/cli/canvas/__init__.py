@@ -1,6 +1,6 @@
 """The canvas on a terminal: it is drawn while it settles, and leaves nothing but the answer.
 
-    events ─ states ─ frame ─▶ cells ─ layout ─▶ rows ─ painter ─▶ bytes ─▶ tty
+    events ─ replay ─ frame ─▶ cells ─ layout ─▶ rows ─ painter ─▶ bytes ─▶ tty
 
 `live` runs it, beside the generation.
 """

@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
+from dg_mlx.replay import State
+
 Background = Literal["dark", "light"]
 Depth = Literal["none", "16", "256", "true"]
 
 
 class Ink(IntEnum):
-    """The states of a position, and what is drawn besides positions."""
+    """The states of a position, and what else is drawn in a way of its own."""
 
-    NOISE = 0
-    CANDIDATE = 1
-    """Likely, but not settled."""
-    SETTLED = 2
-    FRESH = 3
+    NOISE = State.NOISE
+    CANDIDATE = State.CANDIDATE
+    SETTLED = State.SETTLED
+    RENOISED = State.RENOISED
+    FROZEN = State.FROZEN
+    FRESH = 5
     """Settled since the frame before."""
-    RENOISED = 4
-    """Was accepted, and is noise again."""
-    FROZEN = 5
     QUIET = 6
     """Remarks in the place of text."""
     STATUS = 7

@@ -19,7 +19,7 @@ from dg_mlx.cli.written import Lines, Written
 from dg_mlx.events import Committed, Done, Draft, Event, Prefilled
 from dg_mlx.signs import harmless
 
-from .frame import Frames, View
+from .frame import Drawing, View
 from .ink import Ink
 from .layout import Row, grid, wrap
 from .painter import Painter
@@ -40,13 +40,16 @@ class Live:
 
     def __init__(
         self,
-        frames: Frames,
+        frames: Drawing,
         view: View,
         palette: Mapping[Ink, str],
         terminal: Terminal | None = None,
         text: Written | None = None,
+        *,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
-        """`text`: how what is committed is written; None: in whole lines, as it is."""
+        """`text`: how what is committed is written; None: in whole lines, as it is. `clock`: the
+        seconds that rates are told by."""
         self.failed = False
         """Drawing went wrong."""
         self._frames, self._view, self._palette = frames, view, palette
@@ -56,7 +59,8 @@ class Live:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dg-mlx canvas", daemon=True)
         self._text, self._thought = text or Lines(), ""
-        self._begun = self._read_at = perf_counter()
+        self._clock = clock
+        self._begun = self._read_at = clock()
         self._parts: list[str] = []
         self._height = self._noted = 0
         self._drawn: Any = None
@@ -124,13 +128,13 @@ class Live:
         self._noted += 1
         match event:
             case Prefilled():
-                self._read_at = perf_counter()
+                self._read_at = self._clock()
                 self._parts = [f"prompt of {event.tokens} tokens read"]
             case Draft():
                 self._frames.note(event)
                 progress = self._frames.progress()
                 if progress is not None:
-                    self._parts = counts(progress, perf_counter() - self._read_at)
+                    self._parts = counts(progress, self._clock() - self._read_at)
             case Committed():
                 self._frames.commit(event)
                 self._parts = self._parts[:1]
@@ -164,7 +168,7 @@ class Live:
         """The status, in parts."""
         if self._parts:
             return self._parts
-        waited = int(perf_counter() - self._begun)
+        waited = int(self._clock() - self._begun)
         return ["reading the prompt", *([f"{waited} s"] if waited else [])]
 
     def _rows(self, columns: int) -> list[Row]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .frame import Progress
+from dg_mlx.replay import Progress
+
 from .ink import Ink
 from .layout import Row, clip
 
