@@ -52,6 +52,8 @@ _WHERE = {
             "EditError",
             "ConversationError",
             "StoreError",
+            "BusyError",
+            "StoppedError",
         ),
         "errors",
     ),

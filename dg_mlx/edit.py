@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from .canvas.control import Control
 from .canvas.edit import Span, line_of, plain, put
 from .engine import Engine
 from .events import Event
@@ -39,17 +40,25 @@ class Edited:
     text: str
     fills: tuple[str, ...]
     """What stands in the spans now."""
+    spans: tuple[Span, ...]
+    """Where they are in the new text."""
 
 
 def edit(
-    engine: Engine, text: str, spans: Sequence[Span], change: Change
+    engine: Engine,
+    text: str,
+    spans: Sequence[Span],
+    change: Change,
+    *,
+    control: Control | None = None,
 ) -> Iterator[Event | Edited]:
     """Rewrite spans, in order and apart (see `canvas.edit.in_order`): events of every step, then
     `Edited`.
 
-    Everything outside the spans is the same to the byte. Raises `PinError`, `PromptError` and
-    `SettingsError`.
+    Everything outside the spans is the same to the byte. `control` as in `Engine.stream`. Raises
+    `PinError`, `PromptError` and `SettingsError`, and `StoppedError` when it is told to stop.
     """
+    control = control or Control()
     settings = change.settings or engine.settings
     canvas = settings.canvas(engine.config.canvas_length)
     whole = len(engine.processor.tokenise(text)) + 1 <= canvas
@@ -71,13 +80,23 @@ def edit(
             strength=change.strength,
             seed=change.seed,
             draws=change.draws,
+            cancel=control.stopped,
         )
         events = []
-        for event in asked.run(engine, seed=change.seed):
+        for event in asked.run(engine, seed=change.seed, control=control):
             events.append(event)
             yield event
         fills += asked.fills(engine, events)
-    yield Edited(text=put(text, spans, fills), fills=tuple(fills))
+    yield Edited(
+        text=put(text, spans, fills), fills=tuple(fills), spans=_placed(text, spans, fills)
+    )
+
+
+def _placed(text: str, spans: Sequence[Span], fills: Sequence[str]) -> tuple[Span, ...]:
+    """Where the spans are once they are filled."""
+    lengths = [len(put(text, spans[:n], fills[:n])) for n in range(len(spans) + 1)]
+    moved = [length - len(text) for length in lengths]
+    return tuple(Span(s.start + moved[n], s.end + moved[n + 1]) for n, s in enumerate(spans))
 
 
 def _parts(text: str, window: Span, spans: Sequence[Span], length: int | None) -> list[str | Gap]:

@@ -180,6 +180,10 @@ class Engine:
         voting = Voting(self.model, self.backend, asked)
         return WORKER.stream(lambda cancelled: self._here(voting.decisions(read, cancelled)))
 
+    def check(self, constraint: Constraint) -> None:
+        """Raise `ConstraintError` where answers cannot be held to it; else it is compiled now."""
+        self._guides(self.settings.eos_token_id).of(constraint)
+
     def lengths(
         self,
         prompt: Prompt,
@@ -188,10 +192,12 @@ class Engine:
         settings: GenerationSettings | None = None,
         draws: int = 4,
         seed: int = 0,
+        cancel: threading.Event | None = None,
     ) -> Lengths:
         """How many tokens each hole of a passage takes, where it does not say.
 
-        Raises `PinError` if the passage does not fit the context, and `SettingsError`.
+        Raises `PinError` if the passage does not fit the context, `SettingsError`, and
+        `StoppedError` once `cancel` is set.
         """
         settings = settings or self.settings
         search = Search.of(
@@ -203,7 +209,10 @@ class Engine:
             draws=draws,
             seed=seed,
         )
-        return WORKER.ask(lambda gone: find(self.model, self.backend, search, gone))
+        return WORKER.ask(
+            lambda stopped: find(self.model, self.backend, search, stopped),
+            [] if cancel is None else [cancel],
+        )
 
     def prompt(
         self,

@@ -52,9 +52,17 @@ class EditError(DGError):
     """A file cannot be edited, or the spans to edit are not in it."""
 
 
+class StoppedError(DGError):
+    """What was going on was told to stop, and has no result."""
+
+
 class ConversationError(DGError):
     """A conversation has no such message, or cannot be changed so now."""
 
 
 class StoreError(DGError):
     """A conversation cannot be saved or loaded."""
+
+
+class BusyError(DGError):
+    """What is to change is in use; it can be done once that is over."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from .canvas.control import Control
 from .canvas.passage import Hole, Passage
 from .canvas.pins import Pins
 from .engine import Engine
-from .errors import PinError, PromptError, SettingsError
-from .events import Committed, Event
+from .errors import PinError, PromptError, SettingsError, StoppedError
+from .events import Committed, Done, Event
 from .lengths import Lengths
 from .processor import Messages, Prompt
 from .settings import GenerationSettings
@@ -41,12 +43,18 @@ class Plan:
     lengths: Lengths
     settings: GenerationSettings
 
-    def run(self, engine: Engine, *, seed: int = 0) -> Iterator[Event]:
+    def run(
+        self, engine: Engine, *, seed: int = 0, control: Control | None = None
+    ) -> Iterator[Event]:
         """Fill the holes, reporting every step as `engine.stream` does."""
-        return engine.stream(self.prompt, settings=self.settings, seed=seed, pins=self.pins)
+        return engine.stream(
+            self.prompt, settings=self.settings, seed=seed, pins=self.pins, control=control
+        )
 
     def fills(self, engine: Engine, events: Sequence[Event]) -> list[str]:
-        """What stands in the holes once all events are in."""
+        """What stands in the holes once all events are in. Raises `StoppedError`."""
+        if isinstance(events[-1], Done) and events[-1].reason == "cancelled":
+            raise StoppedError("stopped; the text stays as it was.")
         ids = [token for event in events if isinstance(event, Committed) for token in event.ids]
         row = self.passage.row(self.lengths.chosen)
         assert len(ids) == len(row)
@@ -74,11 +82,13 @@ def plan(
     strength: float = 1.0,
     seed: int = 0,
     draws: int = DRAWS,
+    cancel: threading.Event | None = None,
 ) -> Plan:
     """Find how long the holes are, and hold the rest.
 
     `strength` below 1 starts holes from their present text, of which that share is noise, and takes
-    that share of the steps. Raises `PinError`, `PromptError` and `SettingsError`.
+    that share of the steps. Raises `PinError`, `PromptError` and `SettingsError`, and
+    `StoppedError` once `cancel` is set.
     """
     settings, prompt = settings or engine.settings, engine.prompt(messages)
     passage = Passage(
@@ -86,7 +96,9 @@ def plan(
         end=engine.processor.control.turn_end or settings.eos_token_id[0],
         barred=tuple(engine.processor.control.special),
     )
-    lengths = engine.lengths(prompt, passage, settings=settings, draws=draws, seed=seed)
+    lengths = engine.lengths(
+        prompt, passage, settings=settings, draws=draws, seed=seed, cancel=cancel
+    )
     pins = passage.pins(lengths.chosen, strength=strength, seed=seed)
     settings = settings.replace(max_new_tokens=passage.size(lengths.chosen))
     if strength < 1:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .backends import NEVER, Backend
 from .canvas.passage import Passage
-from .errors import PinError, SettingsError
+from .errors import PinError, SettingsError, StoppedError
 from .model import DiffusionGemma
 from .model.cache import Cache
 from .processor import Prompt
@@ -91,7 +91,10 @@ class Lengths:
 
 
 def find(model: DiffusionGemma, backend: Backend, asked: Search, cancelled: Cancelled) -> Lengths:
-    """Measure. Runs on the thread that owns MLX; `cancelled` is asked between passes."""
+    """Measure. Runs on the thread that owns MLX; `cancelled` is asked between passes.
+
+    Raises `StoppedError`.
+    """
     backend.activate()
     look = _Look(model, backend, asked, cancelled)
     holes = asked.passage.holes
@@ -145,7 +148,7 @@ class _Look:
         asked = self._asked
         for candidate in candidates:
             if self._cancelled():
-                raise KeyboardInterrupt
+                raise StoppedError("stopped before the length was found.")
             trial = [*lengths]
             trial[hole] = candidate
             before, row = self._window(trial, hole)

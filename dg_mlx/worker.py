@@ -145,9 +145,9 @@ class Worker:
         """Run a function on the worker's thread and return its value."""
         return self.ask(lambda cancelled: run())
 
-    def ask(self, run: Callable[[Cancelled], T]) -> T:
-        """As `call`; the function is told when nobody waits for it any more."""
-        for value in self.stream(lambda cancelled: iter((run(cancelled),))):
+    def ask(self, run: Callable[[Cancelled], T], cancels: Sequence[threading.Event] = ()) -> T:
+        """As `call`; the function is told to stop as a job is in `stream`."""
+        for value in self.stream(lambda cancelled: iter((run(cancelled),)), cancels):
             return value
         raise AssertionError("a call yields one value")
 

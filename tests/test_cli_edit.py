@@ -39,7 +39,7 @@ class Editor:
         if isinstance(self.fill, BaseException):
             raise self.fill
         fills = (self.fill,) * len(spans)
-        yield Edited(text=put(text, spans, fills), fills=fills)
+        yield Edited(text=put(text, spans, fills), fills=fills, spans=())
 
 
 @pytest.fixture
@@ -368,7 +368,7 @@ def test_a_byte_outside_that_changed_is_a_bug(
     editor: Editor, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def careless(engine: Any, text: str, spans: Any, change: Any) -> Iterator[Any]:
-        yield Edited(text=text.replace("\r\n", "\n"), fills=("one",))
+        yield Edited(text=text.replace("\r\n", "\n"), fills=("one",), spans=())
 
     monkeypatch.setattr("dg_mlx.edit.edit", careless)
     with pytest.raises(AssertionError):
