@@ -1,4 +1,4 @@
-# make chat | test | parity | golden | clean. Needs Python 3.11 or newer, git and make; the rest is set up here.
+# make chat | ui | test | parity | browser | golden | clean. Needs Python 3.11 or newer, git and make; the rest is set up here.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,14 +10,18 @@ EXTRA := $(shell if [ "$$(uname -s)" = Darwin ]; then :; \
   else echo cpu; fi)
 comma := ,
 BASE := $(VENV)/.stamp-base
+UI := $(VENV)/.stamp-ui
 DEV := $(VENV)/.stamp-dev
 PARITY := $(VENV)/.stamp-parity
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: chat test parity golden clean openblas
+.PHONY: chat ui test parity browser golden clean openblas chromium
 
 chat: $(BASE) openblas
 	@$(BIN)/dg-mlx chat --model nano
+
+ui: $(UI) openblas
+	@$(BIN)/dg-mlx ui --model nano
 
 test: $(DEV) openblas
 	$(BIN)/ruff check .
@@ -28,6 +32,9 @@ test: $(DEV) openblas
 
 parity: $(PARITY) openblas
 	$(BIN)/python -m pytest -q -m parity
+
+browser: $(DEV) openblas chromium
+	$(BIN)/python -m pytest -q -m browser
 
 golden: $(PARITY) openblas
 	$(BIN)/python tests/golden/make.py
@@ -54,6 +61,11 @@ $(BASE): pyproject.toml | $(BIN)/python
 	@$(PIP) -e ".$(if $(EXTRA),[$(EXTRA)])"
 	@touch $@
 
+$(UI): $(BASE)
+	@echo "installing what the page needs"
+	@$(PIP) -e ".[ui$(if $(EXTRA),$(comma)$(EXTRA))]"
+	@touch $@
+
 $(DEV): $(BASE)
 	@echo "installing what the tests need"
 	@$(PIP) -e ".[dev$(if $(EXTRA),$(comma)$(EXTRA))]"
@@ -71,3 +83,11 @@ openblas:
 	elif command -v apt-get >/dev/null 2>&1 && [ "$$(id -u)" = 0 ] && { echo "installing libopenblas0-pthread"; \
 	  { apt-get install -y -qq libopenblas0-pthread || { apt-get update -qq && apt-get install -y -qq libopenblas0-pthread; }; } >/dev/null 2>&1; }; then :; \
 	else echo "OpenBLAS is missing, so answers are slow; install it (Debian: sudo apt-get install libopenblas0-pthread)." >&2; fi
+
+# The browser tests drive the system's own Chromium; noise needs a font for every script.
+chromium:
+	@if command -v chromium >/dev/null 2>&1 || command -v chromium-browser >/dev/null 2>&1 \
+	  || command -v google-chrome >/dev/null 2>&1; then :; \
+	elif command -v apt-get >/dev/null 2>&1 && [ "$$(id -u)" = 0 ] && { echo "installing chromium"; \
+	  { apt-get install -y -qq chromium fonts-noto-cjk || { apt-get update -qq && apt-get install -y -qq chromium fonts-noto-cjk; }; } >/dev/null 2>&1; }; then :; \
+	else echo "Chromium is missing; install it (Debian: sudo apt-get install chromium)." >&2; exit 1; fi

@@ -18,10 +18,12 @@ from dg_mlx.errors import DGError
 
 VERBS = {
     "generate": "answer one prompt",
+    "ui": "open the page: chat, edits and comparisons beside a live canvas",
     "chat": "talk to a model in the terminal",
     "edit": "rewrite parts of a file, and leave every other byte as it is",
     "infill": "fill the holes of a text",
     "decide": "answer with one of a few choices, and say how likely each is",
+    "replay": "show how an answer settled, from a recording",
     "convert": "make a checkpoint for MLX from any DiffusionGemma checkpoint",
     "doctor": "show the machine, what fits on it and what to install",
     "train": "fine-tune a model, or an adapter for one, on your own chats",

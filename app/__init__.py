@@ -1,0 +1,1 @@
+"""The page: chat, edits and comparisons beside a live canvas, in a browser."""

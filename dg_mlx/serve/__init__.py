@@ -1,0 +1,1 @@
+"""What a page and a server share: the models in memory, and work that takes long."""
