@@ -87,7 +87,7 @@ def constraint(kind: Kind, text: str) -> Constraint | None:
         case "schema":
             try:
                 return Constraint.schema(json.loads(text))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ConstraintError(f"the schema is no JSON ({error}); correct it.") from None
 
 
@@ -97,6 +97,6 @@ def declared(text: str) -> list[Any] | None:
         return None
     try:
         tools = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"the tools are no JSON ({error}); correct them.") from None
     return tools if isinstance(tools, list) else [tools]

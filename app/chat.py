@@ -85,17 +85,21 @@ class Chat:
 
     # What is shown.
 
-    def show(self, id: str, *, canvas: bool = True, box: Any = None) -> list[Any]:
-        """Everything of a conversation, as updates of `outputs`. Raises `StoreError`."""
+    def show(self, id: str, *, canvas: Any = None, box: Any = None) -> list[Any]:
+        """Everything of a conversation, as updates of `outputs`. Raises `StoreError`.
+
+        `canvas`, `box`: their updates, where they are not as the conversation has them.
+        """
         conversation, run = self._desk.conversation(id), self._desk.run_of(id)
-        value = self._canvas_value(id, conversation, run) if canvas else gr.skip()
+        if canvas is None:
+            canvas = self._canvas_value(id, conversation, run)
         if box is None:
             box = gr.MultimodalTextbox(**self._buttons(run), placeholder=_hint(conversation))
         return [
             id,
             [row.value for row in self._rows(id, conversation)],
             _turns(conversation),
-            value,
+            canvas,
             box,
             self.listing(id),
         ]
@@ -134,14 +138,12 @@ class Chat:
             found += sending(sent.text, sent.files)
         run = self._desk.run_of(id)
         if run is not None:
-            commits = [frame for frame in run.frames() if frame["kind"] == "commit"]
-            text, thought = ("".join(c[name] for c in commits) for name in ("text", "thought"))
-            found += written(text, thought)
+            found += written(run.text, run.thought)
         return found
 
     def _canvas_value(self, id: str, conversation: Conversation, run: Run | None) -> str:
         if run is not None:
-            return json.dumps({"run": f"dg/runs/{run.id}/ws"})
+            return _following(run)
         recorded = conversation.recorded
         for message in reversed(answers(conversation)):
             if message.id in recorded:
@@ -155,7 +157,7 @@ class Chat:
     # What is done.
 
     def _send(self, id: str, value: dict[str, Any], *asked: Any) -> list[Any]:
-        files = value.get("files") or []
+        id, files = self._desk.known(id), value.get("files") or []
         content = uploads.content(value.get("text") or "", files)
         conversation = self._desk.conversation(id)
         calls = _open_calls(conversation)
@@ -222,13 +224,14 @@ class Chat:
         return [[row.value for row in self._rows(id, self._desk.conversation(id))]]
 
     def _ended(self, data: gr.EventData, id: str) -> list[Any]:
-        kept = bool(data._data.get("message"))
+        id = self._desk.known(id)
+        sent = "" if data._data.get("message") else self._desk.sent_last(id)
         box = gr.MultimodalTextbox(
             **self._buttons(self._desk.run_of(id)),
             placeholder=_hint(self._desk.conversation(id)),
-            **({} if kept else {"value": {"text": self._desk.sent_last(id), "files": []}}),
+            **({"value": {"text": sent, "files": []}} if sent else {}),
         )
-        return self.show(id, canvas=False, box=box)
+        return self.show(id, canvas=gr.skip(), box=box)
 
     def _answer(
         self,
@@ -244,7 +247,8 @@ class Chat:
         how: Asked = self._settings.read(asked)
         run = self._desk.answer(id, how, begin, sent=sent, until=until, after=after)
         box = gr.MultimodalTextbox(**self._buttons(run), **({"value": None} if cleared else {}))
-        return self.show(id, box=box)
+        # It may be over by now: the canvas finds out, and says how it ended.
+        return self.show(id, canvas=_following(run), box=box)
 
     def _message(self, id: str, index: Any) -> Message:
         """The message of a row of the chat."""
@@ -254,6 +258,11 @@ class Chat:
         if not isinstance(at, int) or not 0 <= at < len(found):
             raise ConversationError("this message is not there any more; reload the page.")
         return conversation.tree[found[at].message]
+
+
+def _following(run: Run) -> str:
+    """The canvas's value: it watches a run."""
+    return json.dumps({"run": f"dg/runs/{run.id}/ws"})
 
 
 def _turns(conversation: Conversation) -> str:

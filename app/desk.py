@@ -87,9 +87,21 @@ class Desk:
             self._open.move_to_end(id)
             old = list(self._open)[:-OPEN] if self.store is not None else []
             for other in old:
-                if self.run_of(other) is None:
+                # One in which nothing was said is nowhere else.
+                if self.run_of(other) is None and self._open[other].tree.messages:
                     self._open.pop(other).close()
             return self._open[id]
+
+    def known(self, id: str) -> str:
+        """The id, or that of a new conversation: one in which nothing was said yet ends with the
+        server, and its page may not."""
+        try:
+            self.conversation(id)
+        except StoreError:
+            if self.store is not None and any(found.id == id for found in self.store.list()):
+                raise
+            return self.new()
+        return id
 
     def delete(self, id: str) -> None:
         """Move a conversation to the trash; `restore` brings it back. Raises `DGError`s."""

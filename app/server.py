@@ -7,6 +7,7 @@ import secrets
 import socket
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,10 +63,13 @@ def temporary_files() -> Iterator[Path]:
 def build(desk: Desk, address: Address) -> FastAPI:
     """The application: page, frames and files."""
     try:
-        import gradio as gr
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of libraries about libraries: no user could mend it
+            import gradio as gr
         from fastapi import FastAPI
         from starlette.middleware.trustedhost import TrustedHostMiddleware
         from starlette.requests import HTTPConnection
+        from starlette.routing import Mount
     except ModuleNotFoundError as error:
         raise MissingPackageError(
             f'the page needs {error.name}; run `pip install "dg-mlx[ui]"`.'
@@ -104,43 +108,42 @@ def build(desk: Desk, address: Address) -> FastAPI:
         theme=THEME,
         css=style(),
     )
-    mounted.append(page.blocks.app)
+    mounted += [route.app for route in app.routes if isinstance(route, Mount)]
     return app
 
 
-def serve(app: FastAPI, address: Address, ready: Callable[[str], None]) -> None:
-    """Serve until interrupted. `ready` is told the address once it can be opened.
+@contextmanager
+def listening(address: Address) -> Iterator[socket.socket]:
+    """The socket of an address. Raises `SettingsError` where it cannot be had."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        try:
+            if sys.platform != "win32":
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((address.host, address.port))
+            listener.listen(128)
+        except OSError as error:
+            raise SettingsError(
+                f"{address.host}:{address.port} cannot be used ({error.strerror}); choose another "
+                "with --port."
+            ) from None
+        yield listener
 
-    Raises `SettingsError` where the port is taken.
-    """
+
+def url(listener: socket.socket) -> str:
+    """Where a browser finds it."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+def serve(app: FastAPI, listener: socket.socket) -> None:
+    """Serve until interrupted."""
     import uvicorn
 
-    listener = _bound(address)
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
     config = uvicorn.Config(
         app, log_level="warning", ws_max_size=1 << 20, timeout_graceful_shutdown=3
     )
-    server = uvicorn.Server(config)
-    listener.listen(128)  # whoever comes now is served soon
-    ready(f"http://{shown}:{port}/")
-    server.run(sockets=[listener])
-
-
-def _bound(address: Address) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if sys.platform != "win32":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address.host, address.port))
-    except OSError as error:
-        listener.close()
-        raise SettingsError(
-            f"{address.host}:{address.port} cannot be used ({error.strerror}); choose another "
-            "with --port."
-        ) from None
-    return listener
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def _judge(password: str) -> Callable[[str, str], bool]:

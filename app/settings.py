@@ -87,9 +87,10 @@ class SettingsPanel:
 
         self.preset.input(**told(self._preset, [self.preset, *self.numbered]), inputs=[self.preset])
         self.model.input(**told(self._use, self.chosen), inputs=[self.model, self.preset])
-        for widget in (self.kind, self.held):
-            widget.input(**told(self._judge, [self.verdict]), inputs=[self.kind, self.held])
-        self.tools.input(**told(self._judge_tools, [self.tools_verdict]), inputs=[self.tools])
+        # Of a text, "input" leaves out what is pasted, and what is typed while one is judged.
+        for changed in (self.kind.input, self.held.change):
+            changed(**told(self._judge, [self.verdict]), inputs=[self.kind, self.held])
+        self.tools.change(**told(self._judge_tools, [self.tools_verdict]), inputs=[self.tools])
 
     def models(self) -> list[str]:
         """Names that can be chosen."""

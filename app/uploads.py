@@ -31,6 +31,8 @@ def content(text: str, files: Iterable[str]) -> Any:
         raise PromptError(f"{len(paths)} files are too many; send {MOST_FILES} at most.")
     media, texts = [], []
     for path in paths:
+        if not path.is_file():
+            raise MediaError(f"{path.name} is not here any more; attach it again.")
         kind = _kind(path)
         if kind == "text":
             texts.append(f"{path.name}:\n{_text(path)}")
@@ -73,7 +75,10 @@ def _checked(path: Path, kind: str) -> Any:
     if kind == "video":
         from dg_mlx.processor.video import read_frames
 
-        read_frames(path, 1, lambda frame: None)
+        try:
+            read_frames(path, 1, lambda frame: None)
+        except MediaError as error:  # nobody knows the folder
+            raise MediaError(str(error).replace(str(path), path.name)) from None
         return str(path)
     from dg_mlx.processor.images import open_image
 

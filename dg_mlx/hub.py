@@ -30,8 +30,14 @@ _WEIGHTS = (".safetensors", ".gguf")
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _PAGE = "https://huggingface.co"
 
+FILES_AT_ONCE = 1
+"""The client begins a file anew whose download was cut off, and keeps those that are whole. So one
+file at a time loses the least; its storage protocol fetches the pieces of a file in parallel.
+https://github.com/huggingface/huggingface_hub/issues/4196
+"""
+
 Progress = Callable[[int, int], None]
-"""Called with (bytes so far, bytes in all) while files are fetched."""
+"""Called with (bytes so far, bytes in all) while files are fetched, without those that are here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +69,8 @@ def resolve(
 
     `patterns` are the files of a repo that are fetched.
     `memory_bytes` is what a model may use; larger weights are refused before anything is fetched.
-    `progress` replaces the progress bar on stderr. An interrupted download is resumed.
+    `progress` replaces the progress bar on stderr. After a download that was cut off, the next call
+    fetches the files that are not whole.
     Raises `HubError` and `MemoryLimitError`.
     """
     folder = _local(name)
@@ -158,10 +165,10 @@ def _local(name: str) -> Path | None:
     """A bundled checkpoint or an existing folder."""
     if name in BUNDLED:
         return bundled_folder(name)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
+    path = os.path.expanduser(name)  # pathlib's raises for a user that is not there
+    if os.path.isdir(path):
+        return Path(path)
+    if os.path.exists(path):
         raise HubError(f"{name} is a file; give the folder that holds config.json.")
     return None
 
@@ -201,29 +208,33 @@ def _fetch(
 
     options: dict[str, Any] = {"revision": revision, "allow_patterns": list(patterns)}
     with _hub_errors(repo, revision, offline):
-        if offline or not _check_room(repo, options, memory_bytes):
+        missing = None if offline else _missing_bytes(repo, options, memory_bytes)
+        if missing is None:
             folder = Path(snapshot_download(repo, local_files_only=True, **options))
             require_memory(repo, weight_bytes(folder), memory_bytes)
             return folder
         if progress is not None:
-            options["tqdm_class"] = _reporting(progress)
-        return Path(snapshot_download(repo, **options))
+            options["tqdm_class"] = _reporting(progress, missing)
+        return Path(snapshot_download(repo, max_workers=FILES_AT_ONCE, **options))
 
 
-def _check_room(repo: str, options: dict[str, Any], memory_bytes: int | None) -> bool:
-    """Look at the repo's sizes before anything is fetched. False: the hub cannot be reached."""
+def _missing_bytes(repo: str, options: dict[str, Any], memory_bytes: int | None) -> int | None:
+    """What is to be fetched, for which there is room; None: the hub cannot be reached.
+
+    Raises `MemoryLimitError`, before anything is fetched, and `HubError`.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import DryRunError
 
     try:
         found = snapshot_download(
-            repo, dry_run=True, tqdm_class=_reporting(lambda done, total: None), **options
+            repo, dry_run=True, tqdm_class=_reporting(lambda done, total: None, 0), **options
         )
     except DryRunError as error:
         cause = error.__cause__
         if isinstance(cause, Exception) and not _unreachable(cause):
             raise cause from None
-        return False
+        return None
     assert isinstance(found, list)
     wanted = [pattern for pattern in options["allow_patterns"] if pattern.endswith(_WEIGHTS)]
     kinds = tuple(Path(pattern).suffix for pattern in wanted)
@@ -235,16 +246,16 @@ def _check_room(repo: str, options: dict[str, Any], memory_bytes: int | None) ->
         )
     require_memory(repo, weights, memory_bytes)
     missing = sum(file.file_size or 0 for file in found if file.will_download)
-    free = _free_bytes()
+    free = free_bytes()
     if missing > free:
         raise MemoryLimitError(
             f"{repo} needs {missing / 1e9:.1f} GB of disk for its download and {free / 1e9:.1f} GB "
             "are free. Free some, or set HF_HOME to a larger disk."
         )
-    return True
+    return missing
 
 
-def _free_bytes() -> int:
+def free_bytes() -> int:
     """Free space on the disk of the hub's cache, whose folder may not exist yet."""
     from huggingface_hub import constants
 
@@ -254,8 +265,11 @@ def _free_bytes() -> int:
     return shutil.disk_usage(folder).free
 
 
-def _reporting(progress: Progress) -> type[Any]:
-    """A silent progress bar that reports the hub's count of bytes."""
+def _reporting(progress: Progress, total: int) -> type[Any]:
+    """A silent progress bar that reports the hub's count of bytes.
+
+    `total`: bytes in all; the hub's own counts the files that have begun.
+    """
     from huggingface_hub.utils.tqdm import tqdm
 
     class Reporting(tqdm):
@@ -264,12 +278,12 @@ def _reporting(progress: Progress) -> type[Any]:
             self._bytes = options.get("name") == "huggingface_hub.snapshot_download"
             self._so_far = int(options.get("initial") or 0)
             super().__init__(*args, **options | {"disable": True})  # type: ignore[no-untyped-call]
-            self.total = options.get("total") or 0
+            self.total = options.get("total") or 0  # the hub adds to it
 
         def update(self, n: float | None = 1) -> None:
             self._so_far += int(n or 0)
             if self._bytes:
-                progress(self._so_far, int(self.total or 0))
+                progress(min(self._so_far, total), total)
 
     return Reporting
 
@@ -318,12 +332,12 @@ def _hub_errors(repo: str, revision: str | None, offline: bool) -> Iterator[None
         fix = "drop --offline" if offline or os.environ.get("HF_HUB_OFFLINE") else "go online"
         raise HubError(
             f"{repo} is no folder, and not (completely) in the cache while {why}; {fix} to fetch "
-            "it. An interrupted download is resumed."
+            "what is missing."
         ) from None
     except (http_error(), errors.XetDownloadError) as error:
         raise HubError(
-            f"fetching {repo} failed ({_first_line(error)}); check the network and try again: the "
-            "download is resumed."
+            f"fetching {repo} failed ({_first_line(error)}); check the network and try again: "
+            "files that are whole are kept."
         ) from None
     except errors.HFValidationError:
         raise HubError(

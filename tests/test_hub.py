@@ -80,7 +80,18 @@ def test_a_file_is_not_a_folder(checkpoint: Path) -> None:
         hub.resolve(str(checkpoint / "config.json"))
 
 
-@pytest.mark.parametrize("name", ["/no/such/folder", "no such thing", "nanoo", "a/b/c"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/no/such/folder",
+        "no such thing",
+        "nanoo",
+        "a/b/c",
+        "~nobody/it",
+        pytest.param("x" * 9999, id="too long"),
+        pytest.param("a\0b", id="no path"),
+    ],
+)
 def test_neither_folder_nor_repo(name: str) -> None:
     with pytest.raises(HubError, match=r"there is no folder .* no hub repo id .* nano"):
         hub.resolve(name)
@@ -115,13 +126,13 @@ def test_without_network_the_cache_serves(client: Any, checkpoint: Path) -> None
 
 def test_without_network_and_cache(client: Any) -> None:
     client(dry_run_error(HTTPX_ERROR("no route")), errors.LocalEntryNotFoundError("nothing"))
-    with pytest.raises(HubError, match="while the hub cannot be reached; go online to fetch it"):
+    with pytest.raises(HubError, match="the hub cannot be reached; go online to fetch what"):
         hub.resolve(REPO)
 
 
 def test_offline_and_not_in_the_cache(client: Any) -> None:
     client([], errors.LocalEntryNotFoundError("nothing"))
-    with pytest.raises(HubError, match="while --offline is set; drop --offline to fetch it"):
+    with pytest.raises(HubError, match="while --offline is set; drop --offline to fetch what"):
         hub.resolve(REPO, offline=True)
 
 
@@ -136,7 +147,7 @@ def test_offline_and_not_in_the_cache(client: Any) -> None:
         (http_error(errors.RepositoryNotFoundError, 404), "no folder .* and no repo of that name"),
         (http_error(errors.RevisionNotFoundError, 404), "has no revision 'v9'"),
         (http_error(errors.HfHubHTTPError, 403), r"failed \(the hub says no\); check the network"),
-        (HTTPX_ERROR("broken\npipe"), r"fetching .* failed \(broken\); .* the download is resumed"),
+        (HTTPX_ERROR("broken\npipe"), r"fetching .* failed \(broken\); .* whole are kept\.$"),
         (OSError(errno.ENOSPC, "No space left on device"), "cannot be stored .* set HF_HOME"),
         (errors.HFValidationError("bad"), "it is no hub repo id"),
     ],
@@ -153,7 +164,7 @@ def test_what_the_hub_refuses(client: Any, error: Exception, message: str) -> No
 
 def test_an_interrupted_download(client: Any) -> None:
     client([file("model.safetensors", 100)], HTTPX_ERROR("cut off"))
-    with pytest.raises(HubError, match="the download is resumed"):
+    with pytest.raises(HubError, match="files that are whole are kept"):
         hub.resolve(REPO)
 
 
@@ -181,11 +192,11 @@ def test_too_large_for_the_memory(client: Any, checkpoint: Path) -> None:
 
 def test_too_large_for_the_disk(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = client([file("a.safetensors", 900), file("b.safetensors", 200, cached=True)])
-    monkeypatch.setattr(hub, "_free_bytes", lambda: 800)
+    monkeypatch.setattr(hub, "free_bytes", lambda: 800)
     with pytest.raises(MemoryLimitError, match=r"of disk .* set HF_HOME to a larger disk"):
         hub.resolve(REPO)
     assert len(calls) == 1
-    monkeypatch.setattr(hub, "_free_bytes", lambda: 1000)  # the cached part is there already
+    monkeypatch.setattr(hub, "free_bytes", lambda: 1000)  # the cached part is there already
     hub.resolve(REPO)
 
 
@@ -195,16 +206,22 @@ def test_free_space_is_measured_where_the_cache_will_be(
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "not" / "yet"))
-    assert hub._free_bytes() > 0
+    assert hub.free_bytes() > 0
+
+
+def test_one_file_at_a_time_loses_the_least(client: Any) -> None:
+    calls = client([file("a.safetensors", 100), file("b.safetensors", 100)])
+    hub.resolve(REPO)
+    assert calls[-1]["max_workers"] == 1
 
 
 def test_progress_counts_bytes(client: Any) -> None:
-    calls = client([file("model.safetensors", 100)])
+    calls = client([file("model.safetensors", 100), file("config.json", 9, cached=True)])
     seen: list[tuple[int, int]] = []
     hub.resolve(REPO, progress=lambda done, total: seen.append((done, total)))
     bar = calls[-1]["tqdm_class"](name="huggingface_hub.snapshot_download", total=0, initial=0)
     other = calls[-1]["tqdm_class"](desc="Fetching 3 files", total=3)
-    bar.total = 100
+    bar.total = 60  # of the files that have begun
     bar.update(40)
     other.update(1)
     bar.update(60)

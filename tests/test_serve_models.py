@@ -589,7 +589,7 @@ def test_free_memory_is_that_of_the_device(load: Loader, monkeypatch: pytest.Mon
     [
         ("google/diffusiongemma-26B-A4B-it", "4bit", "diffusiongemma-26B-A4B-it-4bit"),
         ("owner/name-GGUF:Q4_K_M", "mxfp4", "name-GGUF-Q4_K_M-mxfp4"),
-        ("x" * 9999, "4bit", "x" * 100 + "-4bit"),
+        ("x" * 9999, "4bit", "x" * 180 + "-4bit"),
         ("/data/it.gguf", "none", "it-plain"),
         ("./a/..hidden", "8bit", "hidden-8bit"),
         ("/", "8bit", "model-8bit"),
@@ -600,8 +600,9 @@ def test_default_targets(home: Path, source: str, quant: str, name: str) -> None
 
 
 @settings(deadline=None)
-@given(source=st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",))))
+@given(source=st.text(st.characters(exclude_categories=("Cs",))) | st.text("аß界😀", min_size=50))
 def test_a_default_target_is_a_folder_that_is_listed(source: str) -> None:
     target = default_target(source, "4bit")
     assert target.parent == catalog.models_folder()
     assert not target.name.startswith(".")
+    assert len(target.name.encode()) < 200

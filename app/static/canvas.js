@@ -51,7 +51,10 @@
         frame: (frame) => this.push(frame),
         open: () => this._connected(),
         lost: () => this._lost("connection lost; trying again"),
-        gone: () => this._leave("this run is gone: the server was started again"),
+        gone: () => {
+          this._leave("this run is gone: the server was started again");
+          this._event("gone", {});
+        },
         denied: () => this._leave("not allowed"),
       });
       this._tick();

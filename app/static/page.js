@@ -67,6 +67,8 @@
         document.dispatchEvent(
           new CustomEvent("dg-canvas", { detail: { id: owner.id, name, detail } }),
         );
+        if (name === "gone") trigger("end", { message: null });
+        if (name === "error") Page.say(detail.text);
         if (name === "commit") trigger("commit", { block: detail.block });
         if (name === "end") {
           saves(tools, shown, detail);

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import getpass
 import os
 import sys
+import threading
 import webbrowser
 from importlib import import_module
 from typing import Any
+
+from dg_mlx.errors import DGError
 
 from .options import DEFAULT_MODEL, add_model, open_engine
 from .terminal import note
@@ -51,10 +55,13 @@ def run(args: argparse.Namespace) -> int:
             f"anyone who can reach {address.host} and knows the password can read your "
             "conversations; what they send is not encrypted."
         )
-    with server.temporary_files():
+    with server.listening(address) as listener, server.temporary_files():
         desk = _desk(args)
+        threading.Thread(target=_load, args=(desk,), name="dg-mlx first model", daemon=True).start()
         try:
-            server.serve(server.build(desk, address), address, lambda url: _ready(url, args))
+            app = server.build(desk, address)
+            _ready(server.url(listener), args)
+            server.serve(app, listener)
         finally:
             desk.close()
     return 0
@@ -76,6 +83,12 @@ def _desk(args: argparse.Namespace) -> Any:
     models = Models(load, default)
     desk = import_module("dg_mlx.app.desk").Desk(models, None if args.no_save else Store())
     return desk
+
+
+def _load(desk: Any) -> None:
+    """While the user looks around; what goes wrong is said where an answer is asked for."""
+    with contextlib.suppress(DGError):
+        desk.models.engine()
 
 
 def _ready(url: str, args: argparse.Namespace) -> None:

@@ -16,8 +16,9 @@ from dg_mlx.errors import CheckpointError, DGError, HubError
 from dg_mlx.fits import REPOS, Candidate, Machine, candidate, context_limit, published, verdict
 from dg_mlx.settings import GenerationSettings
 
-_NOT_IN_NAMES = re.compile(r"[^\w.-]+", re.ASCII)
-_MOST_IN_NAMES = 100
+_NOT_IN_NAMES = re.compile(r"[^\w.-]+")
+_MOST_OF_NAMES = 180
+"""Bytes; systems allow 255."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,10 @@ def default_target(source: str, quant: str) -> Path:
     The same each time: a conversion that was stopped goes on in its folder.
     """
     stem = os.path.basename(os.path.abspath(os.path.expanduser(source.removesuffix(".gguf"))))
-    stem = _NOT_IN_NAMES.sub("-", stem).strip(".-")[:_MOST_IN_NAMES] or "model"
+    stem = (
+        _NOT_IN_NAMES.sub("-", stem).strip(".-").encode()[:_MOST_OF_NAMES].decode(errors="ignore")
+    )
+    stem = stem or "model"
     return models_folder() / f"{stem}-{'plain' if quant == 'none' else quant}"
 
 

@@ -18,7 +18,7 @@ from dg_mlx.canvas.control import Control, Touch
 from dg_mlx.conversation import LeftOut, Notice, Unsaved
 from dg_mlx.edit import Edited
 from dg_mlx.errors import DGError, StoppedError
-from dg_mlx.events import Event
+from dg_mlx.events import Committed, Event
 from dg_mlx.replay import Recorder
 
 KEPT = 32
@@ -51,6 +51,8 @@ class Run:
         """Frames as JSON, in order."""
         self.over = threading.Event()
         """Set with the last frame."""
+        self.text = self.thought = ""
+        """What is final of the answer."""
         self.kept: dict[str, str | None] = {"conversation": None, "message": None}
         """What the answer was kept as: the source says."""
         self._source, self._keep = source, keep
@@ -164,6 +166,8 @@ class Run:
             case Edited(text=text, spans=spans, fills=fills):
                 self._tell("edited", text=text, spans=spans, fills=fills)
             case _:
+                if isinstance(item, Committed):
+                    self.text, self.thought = self.text + item.text, self.thought + item.thought
                 assert self._recorder is not None, "a source begins first"
                 with self._lock:
                     self._lines(self._recorder.take(item))
