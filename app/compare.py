@@ -94,9 +94,15 @@ class Compare:
                         )
                     )
         table = widget("comparison", "seen", elem_id="dg-comparison")
+        self.models = [side.model for side in sides]
         told = notices.told(self._run, [*canvases, table])
         inputs = [prompt, seed, kind, *sides[0].inputs, *sides[1].inputs, *settings.inputs]
         run.click(**told, inputs=inputs)
+
+    def choices(self) -> list[Any]:
+        """Models for both sides, as they are now: their number changes while the page is open."""
+        names = self._settings.models()
+        return [gr.Dropdown(choices=names) for _ in self.models]
 
     def _run(self, prompt: str, seed: float | None, kind: str, *values: Any) -> list[Any]:
         if not prompt.strip():

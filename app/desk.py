@@ -221,7 +221,6 @@ class Desk:
                 settings = asked.settings(engine.settings)
                 asked_for = change.instruction
                 self._begin(run, engine, settings, seed, asked_for, self.models.default, whole=True)
-                run.note("Finding how long the new text is.")
                 how = replace(change, settings=settings, seed=seed)
                 yield from edit(engine, text, spans, how, control=run.control)
 

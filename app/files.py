@@ -48,6 +48,11 @@ def router(desk: Desk, allowed: Allowed) -> APIRouter:
         text = export.script() + "".join(map(asset, SCRIPTS))
         return Response(text, media_type="text/javascript; charset=utf-8")
 
+    @found.get("/style.css")
+    def style() -> Response:
+        text = export.style() + "".join(map(asset, STYLES))
+        return Response(text, media_type="text/css; charset=utf-8")
+
     @found.get("/models")
     def models(source: str = "", quant: str = "") -> dict[str, Any]:
         return state(desk, source, quant)
@@ -107,11 +112,6 @@ async def _body(request: Request) -> bytes:
         if len(data) > MOST_SENT:
             raise PromptError(f"the file is larger than {size(MOST_SENT)}; send a smaller one.")
     return bytes(data)
-
-
-def style() -> str:
-    """The page's style sheet."""
-    return export.style() + "".join(map(asset, STYLES))
 
 
 def _recording(kept: Recording, form: str, name: str, save: bool) -> Response:

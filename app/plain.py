@@ -23,12 +23,15 @@ def widget(kind: str, events: str, value: str = "{}", **options: Any) -> gr.HTML
     `kind`: the function of `DGPage` that draws it; `events`: their names, by spaces. (No class of
     ours: Gradio writes a file beside the source of every subclass.)
     """
+    look = "dg-host" if kind == "canvas" else "dg-host dg-part"  # a canvas has its own
     return gr.HTML(
         value,
-        html_template=f'<div class="dg-host" data-testid="{kind}-host"></div>',
+        html_template=f'<div class="{look}" data-testid="{kind}-host"></div>',
         # Gradio looks for the names of events here.
         js_on_load=f"DGPage.{kind}(element, props, trigger, watch, {events.split()})",
-        head=f'<script src="dg/script.js?v={VERSION}"></script>',  # it waits for that
+        # It waits for the script. (Gradio's own way for styles drops rules that it does not know.)
+        head=f'<link rel="stylesheet" href="dg/style.css?v={VERSION}">'
+        f'<script src="dg/script.js?v={VERSION}"></script>',
         apply_default_css=False,
         **options,
     )

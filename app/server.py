@@ -78,7 +78,6 @@ def build(desk: Desk, address: Address) -> FastAPI:
 
     from . import uploads
     from .files import router as files
-    from .files import style
     from .view import THEME, Page
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -106,7 +105,6 @@ def build(desk: Desk, address: Address) -> FastAPI:
         ssr_mode=False,
         footer_links=[],
         theme=THEME,
-        css=style(),
     )
     mounted += [route.app for route in app.routes if isinstance(route, Mount)]
     return app

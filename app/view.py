@@ -47,8 +47,9 @@ class Page:
                     self._chat = Chat(desk, settings, self._notices, id, listed)
                 with gr.Tab("Edit in place", id="edit"):
                     Edit(desk, settings, self._notices)
-                with gr.Tab("Compare", id="compare"):
-                    Compare(desk, settings, self._notices)
+                with gr.Tab("Compare", id="compare") as tab:
+                    compare = Compare(desk, settings, self._notices)
+                tab.select(**self._notices.told(compare.choices, compare.models))
                 with gr.Tab("Models", id="models"):
                     ModelsTab(desk, settings, self._notices)
             self._listen(id, listed, settings)
