@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import pytest
@@ -281,7 +282,7 @@ def test_what_cannot_be_kept_ends_all_the_same(caplog: pytest.LogCaptureFixture)
 
 
 class Held:
-    """A source that steps as its control says."""
+    """A source that steps as its control says, until it is stopped."""
 
     def __init__(self) -> None:
         self.made = threading.Semaphore(0)
@@ -290,8 +291,8 @@ class Held:
     def __call__(self, run: Run) -> Iterator[Any]:
         begin(run)
         self.control = run.control
-        for step in range(1000):
-            if run.control.stopped.is_set():
+        for step in count():
+            if run.control.stopped.wait(0.001):
                 return
             free = threading.Event()
             if run.control.gate.hold(free.set):
