@@ -139,7 +139,8 @@ class SettingsPanel:
         try:
             held = constraint(kind, text)
             assert held is not None
-            self._desk.models.engine().check(held)
+            with self._desk.models.lease() as engine:
+                engine.check(held)
         except DGError as error:
             return f"✗ {one_line(error)}"
         return "✓ every answer will fit it"

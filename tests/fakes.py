@@ -47,6 +47,8 @@ def trust(count: int) -> Trust:
 class FakeEngine:
     """Gives its answers one after another, each as blocks of text."""
 
+    processor: Any = SimpleNamespace(control=CONTROL, piece=lambda token: f"<{token}>")
+
     def __init__(self, *answers: list[str] | Exception) -> None:
         self.answers = list(answers)
         self.asked: list[dict[str, Any]] = []
@@ -63,7 +65,6 @@ class FakeEngine:
         )
         text = SimpleNamespace(vocab_size=384, max_position_embeddings=1024)
         self.config = SimpleNamespace(text=text, canvas_length=CANVAS)
-        self.processor = SimpleNamespace(control=CONTROL, piece=lambda token: f"<{token}>")
         self.dtype = "float32"
         self.backend = SimpleNamespace(
             describe=lambda: SimpleNamespace(

@@ -107,7 +107,7 @@ def test_bad_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> 
     ("arguments", "message"),
     [
         (["generate", "hi", "--model", "/no/such/folder"], "there is no folder '/no/such/folder'"),
-        (["generate", "hi", "--model", "some/repo", "--offline"], "drop --offline to fetch it"),
+        (["generate", "hi", "--model", "some/repo", "--offline"], "drop --offline to fetch what"),
         (["generate", "hi", "--model", "nano", "--revision", "v1"], "drop --revision"),
         (["generate", "hi", "--model", "nano", "--backend", "abacus"], "no backend 'abacus'"),
         (["generate", "hi", "--model", "nano", "--dtype", "int3"], "no dtype 'int3'"),

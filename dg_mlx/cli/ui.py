@@ -55,6 +55,9 @@ def run(args: argparse.Namespace) -> int:
             f"anyone who can reach {address.host} and knows the password can read your "
             "conversations; what they send is not encrypted."
         )
+    from dg_mlx import hub
+
+    hub.resolve(args.model or DEFAULT_MODEL, offline=args.offline, revision=args.revision)
     with server.listening(address) as listener, server.temporary_files():
         desk = _desk(args)
         threading.Thread(target=_load, args=(desk,), name="dg-mlx first model", daemon=True).start()
@@ -71,18 +74,15 @@ def _desk(args: argparse.Namespace) -> Any:
     from dg_mlx.conversation import Store
     from dg_mlx.serve.models import Models
 
-    default = args.model or DEFAULT_MODEL
-
     def load(name: str) -> Any:
-        mine = name == models.default and args.model is not None
         options = vars(args) | {"model": name}
-        if not mine:  # a revision or an adapter is the named model's own
+        if name != named:  # a revision or an adapter is the named model's own
             options |= {"revision": None, "adapter": None}
         return open_engine(argparse.Namespace(**options))
 
-    models = Models(load, default)
-    desk = import_module("dg_mlx.app.desk").Desk(models, None if args.no_save else Store())
-    return desk
+    models = Models(load, args.model or DEFAULT_MODEL)
+    named = models.default
+    return import_module("dg_mlx.app.desk").Desk(models, None if args.no_save else Store())
 
 
 def _load(desk: Any) -> None:
