@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,12 +96,6 @@ def _file(source: str | bytes) -> dict[str, Any]:
 
 def _fenced(text: str, language: str = "") -> str:
     """As a code block, whatever is in the text."""
-    longest = max((len(run) for run in _backticks(text)), default=0)
+    longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
-
-
-def _backticks(text: str) -> list[str]:
-    import re
-
-    return re.findall("`+", text)

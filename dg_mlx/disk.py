@@ -10,11 +10,19 @@ from typing import BinaryIO
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file so that it is whole or as it was."""
+    """Write a small file so that it is whole or as it was. Raises `OSError`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """As `write_text`."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    sync(part)
-    part.replace(path)
+    try:
+        part.write_bytes(data)
+        sync(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import traceback
 from collections.abc import Callable
@@ -71,3 +72,13 @@ def _let_go(error: BaseException) -> None:
     while each is not None:
         traceback.clear_frames(each.__traceback__)
         each = each.__context__
+
+
+def give_back_memory() -> None:
+    """To the system, once nobody holds a model; MLX would keep it for its next arrays."""
+    import mlx.core as mx
+
+    from .worker import WORKER
+
+    gc.collect()
+    WORKER.call(mx.clear_cache)

@@ -145,7 +145,7 @@ def test_a_full_disk_keeps_it_in_memory(store: Store, monkeypatch: pytest.Monkey
 
     with store.create() as talk:
         with monkeypatch.context() as patch:
-            patch.setattr(folder, "write", full)
+            patch.setattr(folder, "write_bytes", full)
             ids = answered(talk, "one")
             assert prompts(talk, ids) == ["one"] and talk.recorded == {*ids}
         assert files_of(store, talk) == []
@@ -160,7 +160,7 @@ def test_nothing_is_left_of_a_file_that_was_not_written(
     with store.create() as talk:
         (id,) = answered(talk, "one")
         with monkeypatch.context() as patch:
-            patch.setattr("dg_mlx.replay.files.sync", lambda path: 1 / 0)
+            patch.setattr("dg_mlx.disk.sync", lambda path: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 talk.record(id, recording("two"))
         assert files_of(store, talk) == [f"{id}.json.gz"]

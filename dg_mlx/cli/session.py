@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import signal
 import threading
@@ -150,13 +149,12 @@ class Session:
 
     def _unload(self) -> None:
         """Two models need not fit into memory at once."""
-        from dg_mlx.worker import WORKER
+        from dg_mlx.loading import give_back_memory
 
         self._loading.engine()  # it may be loading still
         self._loading.drop()
         self.conversation.prefix.forget()
-        gc.collect()
-        WORKER.call(_give_back_memory)
+        give_back_memory()
 
     # The conversation.
 
@@ -299,12 +297,6 @@ class Session:
         if line != self._remarked:
             note(line)
             self._remarked = line
-
-
-def _give_back_memory() -> None:
-    import mlx.core as mx
-
-    mx.clear_cache()
 
 
 @contextlib.contextmanager

@@ -17,9 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from dg_mlx.disk import lock, sync
+from dg_mlx.disk import lock, sync, write_bytes
 from dg_mlx.errors import StoreError
-from dg_mlx.replay.files import write
 
 from .log import Log, first_line, lines
 from .media import MediaFiles
@@ -81,7 +80,7 @@ class Folder:
             if self._lock is None:
                 self._take(self.path)
             (self.path / place).mkdir(exist_ok=True)
-            write(self.path / place / name, data)
+            write_bytes(self.path / place / name, data)
 
     def close(self) -> None:
         """Let others write it."""

@@ -9,8 +9,6 @@ import zlib
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dg_mlx.disk import sync
-
 LIMIT_MB = 256
 """Largest document, unpacked."""
 
@@ -44,17 +42,6 @@ def read(path: Path) -> bytes:
     """A file, up to what `unpack` refuses. Raises `OSError`."""
     with path.open("rb") as file:
         return file.read(int(LIMIT_MB * 1e6) + 1)
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file so that it is whole or as it was. Raises `OSError`."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(data)
-        sync(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _unzipped(data: bytes) -> bytes:

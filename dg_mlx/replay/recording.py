@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dg_mlx.disk import write_bytes
 from dg_mlx.errors import StoreError
 from dg_mlx.events import Committed, Done, Draft, Event, Prefilled, Stats, Trust
 
@@ -65,7 +66,7 @@ class Recording:
         Raises `StoreError`.
         """
         try:
-            files.write(path, self.data(gz=path.suffix == ".gz"))
+            write_bytes(path, self.data(gz=path.suffix == ".gz"))
         except OSError as error:
             raise StoreError(
                 f"{path} cannot be written ({error.strerror}); name another."

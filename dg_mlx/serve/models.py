@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from dg_mlx import hub
 from dg_mlx.errors import BusyError, DGError, HubError, MemoryLimitError
 from dg_mlx.fits import Candidate, Machine, context_limit, loaded_bytes
 from dg_mlx.fits import machine as this_machine
-from dg_mlx.loading import Loading
+from dg_mlx.loading import Loading, give_back_memory
 from dg_mlx.units import size
 from dg_mlx.worker import WORKER
 
@@ -149,7 +148,7 @@ class Models:
         if self._remove(name):
             for forget in self._forget:
                 forget(name)
-            _give_back_memory()
+            give_back_memory()
 
     def on_unload(self, forget: Callable[[str], None]) -> None:
         """Have `forget` called with the name of each model that is unloaded.
@@ -296,14 +295,8 @@ def _wait(slot: _Slot) -> Engine:
     try:
         return slot.loading.engine()
     except Exception:
-        _give_back_memory()
+        give_back_memory()
         raise
-
-
-def _give_back_memory() -> None:
-    """To the system; MLX would keep it for its next arrays."""
-    gc.collect()
-    WORKER.call(mx.clear_cache)
 
 
 def _free_memory(backend: str) -> int | None:
